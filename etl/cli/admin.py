@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 from etl import config, database
 from etl.cli import CommandGroup, app, console
 from etl.cli.application import Application
-from etl.cli.options import FILE, Given, shared
+from etl.cli.options import FILE, Options, shared
 from etl.database import backup
 from etl.errors import UsageError
 from etl.printable import counted
@@ -67,9 +67,9 @@ def _write_new(path: Path, text: str) -> bool:
 
 @db.command()
 @shared("config")
-def upgrade(given: Given) -> None:
+def upgrade(options: Options) -> None:
     """Create the schema, or bring it up to date; safe when several replicas start at once."""
-    with given.application() as app:
+    with options.application() as app:
         before = database.current(app.engine)
         database.upgrade(app.engine)
         now = database.expected()
@@ -79,11 +79,11 @@ def upgrade(given: Given) -> None:
 
 @db.command()
 @shared("json", "config")
-def current(given: Given) -> None:
+def current(options: Options) -> None:
     """Show the schema's revision, and the one that this Flowtrail needs."""
-    with given.application() as app:
+    with options.application() as app:
         found, needed = database.current(app.engine), database.expected()
-        if given.json:
+        if options.json:
             console.json({"current": found, "expected": needed})
         else:
             console.say(f"{database.describe(app.engine.url)}: revision {found or 'none'}, needs {needed}")
@@ -92,14 +92,14 @@ def current(given: Given) -> None:
 @db.command("check")
 @click.option("--schema-only", is_flag=True, help="Skip SQLite's pages and indexes, which are read completely.")
 @shared("json", "config")
-def check_schema(given: Given, schema_only: bool) -> None:
+def check_schema(options: Options, schema_only: bool) -> None:
     """Compare the schema with the expected one, including triggers and views; on SQLite, check every page and index."""
-    with given.application() as app:
+    with options.application() as app:
         marked = database.damage_of(app.engine)
         differences = database.check(app.engine)
         if not schema_only:
             differences += _integrity(app, after_damage=marked is not None)
-        if given.json:
+        if options.json:
             console.json(differences)
         else:
             for difference in differences:
@@ -139,24 +139,24 @@ def _integrity(app: Application, *, after_damage: bool) -> list[str]:
     "--while-active", is_flag=True, help="Copy while a service is active; what it writes meanwhile is left out."
 )
 @shared("upgrade", "json", "config", upgrade="Create the schema of the other database first.")
-def copy_database(given: Given, to: str | None, to_file: Path | None, while_active: bool) -> None:
+def copy_database(options: Options, to: str | None, to_file: Path | None, while_active: bool) -> None:
     """Copy everything from the configured database into another, empty one: from SQLite to PostgreSQL, or back."""
     url = config.another_database(to, to_file)
-    with given.application() as app:
+    with options.application() as app:
         other = app.another_engine(url)
         if database.describe(other.url) == database.describe(app.engine.url):
             raise UsageError("Both are the same database: name another one to copy into.")
         database.require_current(app.engine)
         database.require_sound(app.engine)
-        if given.upgrade:
+        if options.upgrade:
             database.upgrade(other)
         database.require_current(other)
         for engine in (app.engine, other):
             _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
         written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)
-        with written_meanwhile as source, console.counted("copying", hidden=given.json) as advance:
+        with written_meanwhile as source, console.counted("copying", hidden=options.json) as advance:
             copied = copy.copy(source, other, may_be_written=while_active, progress=advance)
-    if given.json:
+    if options.json:
         console.json([each._asdict() for each in copied])
         return
     console.table("", ("table", "rows"), copied)
@@ -181,9 +181,9 @@ def print_grants(owner: str, writer: str, reader: str) -> None:
 @click.command("backup")
 @click.argument("file", type=FILE, help="The file to write.")
 @shared("force", "config")
-def back_up(given: Given, file: Path) -> None:
+def back_up(options: Options, file: Path) -> None:
     """Copy the SQLite database into a checked file while the service runs; for PostgreSQL, print the commands."""
-    with given.reading(logs=True) as app:
+    with options.reading(logs=True) as app:
         if app.engine.dialect.name != "sqlite":
             dump = backup.dump_of(app.engine, file)
             console.say(f"{dump.backup}\n{dump.restore}")
@@ -192,7 +192,7 @@ def back_up(given: Given, file: Path) -> None:
                 "into a database NEW). They ask for the password, or find it in ~/.pgpass."
             )
         with console.counted("copying", hidden=False) as advance:
-            backup.backup(app.engine, file, force=given.force, progress=advance)
+            backup.backup(app.engine, file, force=options.force, progress=advance)
     console.complain(
         f"{file} written and checked: `flowtrail verify` with it as [database] url proves the trail.", "green"
     )
@@ -203,17 +203,17 @@ def back_up(given: Given, file: Path) -> None:
 @click.option("--keep", show_default="keep_runs", help="Delete runs older than this, such as 90d.")
 @click.option("--dry-run", is_flag=True, help="Only count them.")
 @shared("timezone", "json", "config")
-def prune(given: Given, before: str | None, keep: str | None, dry_run: bool) -> None:
+def prune(options: Options, before: str | None, keep: str | None, dry_run: bool) -> None:
     """Delete the issues of old runs; the runs and their seals stay, and the trail is never touched."""
-    with given.application() as app:
-        limit = _limit(app, given, before, keep)
+    with options.application() as app:
+        limit = _limit(app, options, before, keep)
         database.require_current(app.engine)
         database.require_sound(app.engine)
         gone = app.sealing_store().prune_runs(
             limit, utc_now(), has_receivers=bool(app.settings.notify), dry_run=dry_run
         )
         app.keep_heads()
-    if given.json:
+    if options.json:
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
     would = "would be deleted" if dry_run else "deleted"
@@ -221,10 +221,10 @@ def prune(given: Given, before: str | None, keep: str | None, dry_run: bool) -> 
     console.say(f"{what} that ended before {console.cell(limit)} UTC {would}.")
 
 
-def _limit(app: Application, given: Given, before: str | None, keep: str | None) -> dt.datetime:
+def _limit(app: Application, options: Options, before: str | None, keep: str | None) -> dt.datetime:
     if before is not None and keep is not None:
         raise UsageError("Give either --before or --keep, not both.")
-    if (moment := given.moment(before)) is not None:
+    if (moment := options.moment(before)) is not None:
         return moment
     try:
         length = app.settings.retention.keep_runs if keep is None else config.retention_period(keep)

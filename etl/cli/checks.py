@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.resources import files
@@ -17,7 +17,7 @@ from etl import __version__, config, database, log, signing
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.notify import receiver_problems
-from etl.cli.options import FILE, Given, shared
+from etl.cli.options import FILE, Options, shared
 from etl.cli.run import end_as, interruptible
 from etl.config import Schedule, Settings, TargetList
 from etl.domain.model import Target
@@ -35,29 +35,26 @@ _HANDED_OUT: Final = 1000
 @click.command()
 @click.option("--record", type=FILE, help="Write what the gateway answered, without texts and ids, to this new file.")
 @shared("json", "config")
-def check(given: Given, record: Path | None) -> None:
+def check(options: Options, record: Path | None) -> None:
     """Test everything that a run needs, and list every problem."""
     recorder = Recorder() if record else None
     if record and record.exists():
         raise UsageError(f"{record} already exists: name a new file.")
-    settings, schedules = config.load_all(given.config)
+    settings, schedules = config.load_all(options.config)
     log.configure(settings.log.level, settings.log.format)
     problems = 0
-
-    def counted(findings: Iterable[CheckResult]) -> Iterator[CheckResult]:
-        nonlocal problems
-        for finding in findings:
-            problems += not finding.ok
-            yield finding
-
     with Application(settings) as app, interruptible(app):
         app.recorded = recorder
-        findings = counted(run_checks(app, schedules))
-        if given.json:
-            console.json_list(finding._asdict() for finding in findings)
-        else:
-            for finding in findings:
-                _show_finding(finding)
+        printed = console.JsonList() if options.json else None
+        for finding in run_checks(app, schedules):
+            problems += not finding.ok
+            if printed:
+                printed.add(finding._asdict())
+            else:
+                mark, style = ("ok ", "") if finding.ok else ("BAD", "red")
+                console.say(f"{mark} {finding.what}: {finding.said}", style)
+        if printed:
+            printed.close()
     if record and recorder:
         _write_new(record, recorder.encoded(__version__, utc_now()))
         console.complain(f"{record} written: what was answered, without texts, ids and secrets.", "green")
@@ -71,10 +68,6 @@ def _write_new(path: Path, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _show_finding(finding: CheckResult) -> None:
-    console.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")
 
 
 class CheckResult(NamedTuple):

@@ -13,7 +13,7 @@ from etl import __version__, verify
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.lists import require_names
-from etl.cli.options import FILE, Given, shared
+from etl.cli.options import FILE, Options, shared
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import FORMATS, Format, Origin, export
@@ -40,13 +40,13 @@ _AFTER_SEAL: Final = (
     since="The first day (UTC) of plots and changes; 30 days ago if omitted.",
     until="Days (UTC) before then; today is the last if omitted.",
 )
-def report(given: Given, output: Path) -> None:
+def report(options: Options, output: Path) -> None:
     """Write one self-contained HTML page with plots: freshness, changes, holds, coverage, the latest trail."""
     from etl.web import report_html
 
-    scope = _scope(given)
-    with given.reading(logs=True) as app:
-        require_names(app.engine, org=given.org)
+    scope = _scope(options)
+    with options.reading(logs=True) as app:
+        require_names(app.engine, org=options.org)
         schedules, broken = configured_schedules(app)
         if broken is not None:
             console.complain(f"Overdue targets are not known: {broken}", "yellow")
@@ -61,19 +61,19 @@ def report(given: Given, output: Path) -> None:
     console.complain(f"{output} written.", "green")
 
 
-def _scope(given: Given) -> Scope | None:
+def _scope(options: Options) -> Scope | None:
     """What a report is about; None: the usual. Raises UsageError."""
-    if given.since is None and given.until is None and given.org is None:
+    if options.since is None and options.until is None and options.org is None:
         return None
     today = utc_now().date()
-    since, until = given.moment(given.since), given.moment(given.until)
+    since, until = options.moment(options.since), options.moment(options.until)
     last = (until - dt.timedelta(microseconds=1)).date() if until else today
     first = since.date() if since else last - dt.timedelta(days=29)
     if not first <= last <= today:
         raise UsageError(f"A report is about days up to today, in their order, and not from {first} to {last}.")
     if (last - first).days >= _MOST_DAYS:
         raise UsageError(f"A report is about at most {_MOST_DAYS} days: from {first} to {last} are more.")
-    return Scope(first, last, given.org or "", everything=False)
+    return Scope(first, last, options.org or "", everything=False)
 
 
 @click.command("export")
@@ -100,7 +100,7 @@ def _scope(given: Given) -> Scope | None:
     as_of="flows: the list at that time.",
 )
 def export_rows(
-    given: Given,
+    options: Options,
     what: str,
     asked: Format | None,
     output: Path | None,
@@ -110,12 +110,12 @@ def export_rows(
 ) -> None:
     """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
     fmt = _format(asked, output)
-    _check(given, what, fmt, output, after_seal, partition_by)
-    with given.reading(logs=True) as app:
-        require_names(app.engine, org=given.org, user=given.user)
+    _check(options, what, fmt, output, after_seal, partition_by)
+    with options.reading(logs=True) as app:
+        require_names(app.engine, org=options.org, user=options.user)
         seals = None if after_seal is None else listings.seals_after(app.engine, after_seal)
-        origin = _origin(app, what, given, seals)
-        row_type, rows = _rows(app, what, given, seals)
+        origin = _origin(app, what, options, seals)
+        row_type, rows = _rows(app, what, options, seals)
         count = export(
             rows,
             columns_of(row_type),
@@ -138,13 +138,13 @@ def _format(asked: Format | None, output: Path | None) -> Format:
 
 
 def _check(
-    given: Given, what: str, fmt: str, output: Path | None, after_seal: int | None, partition_by: str | None
+    options: Options, what: str, fmt: str, output: Path | None, after_seal: int | None, partition_by: str | None
 ) -> None:
     """Raise UsageError for options that do not go together."""
-    between = given.since or given.until
+    between = options.since or options.until
     if between and what not in _BY_RUN:
         raise UsageError("--since and --until belong to `export changes` and `export org-events`.")
-    if given.as_of and what != "flows":
+    if options.as_of and what != "flows":
         raise UsageError("--as-of belongs to `export flows`.")
     if partition_by not in (None, "month"):
         raise UsageError(f"--partition-by takes only 'month', not {partition_by!r}.")
@@ -154,14 +154,14 @@ def _check(
         raise UsageError("--after-seal belongs to `export changes` and `export org-events`.")
     if after_seal is not None and (between or partition_by):
         raise UsageError("--after-seal goes by runs: leave --since, --until and --partition-by out.")
-    if output and output.is_file() and not given.force:
+    if output and output.is_file() and not options.force:
         raise UsageError(f"{output} exists already: --force replaces it.")
 
 
-def _origin(app: Application, what: str, given: Given, seals: listings.Seals | None) -> Origin:
+def _origin(app: Application, what: str, options: Options, seals: listings.Seals | None) -> Origin:
     """What the manifest says about the rows."""
     now = utc_now()
-    typed = {name: getattr(given, name) for name in ("org", "user", "since", "until", "as_of")}
+    typed = {name: getattr(options, name) for name in ("org", "user", "since", "until", "as_of")}
     filters = {name: value for name, value in typed.items() if value is not None}
     return Origin(
         what=what,
@@ -174,9 +174,9 @@ def _origin(app: Application, what: str, given: Given, seals: listings.Seals | N
 
 
 def _rows(
-    app: Application, what: str, given: Given, seals: listings.Seals | None
+    app: Application, what: str, options: Options, seals: listings.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
-    report, asked, as_of = Report(app.engine), given.filters(), given.moment(given.as_of)
+    report, asked, as_of = Report(app.engine), options.filters(), options.moment(options.as_of)
     if what == "org-events":
         return OrgWorkflowEvent, report.events(**asked, seals=seals)
     if what == "changes":

@@ -20,7 +20,7 @@ from etl import sync
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application, a_run
 from etl.cli.lists import no_such_name, require_names
-from etl.cli.options import SHOWN, Given, shared
+from etl.cli.options import SHOWN, Options, shared
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
@@ -41,16 +41,16 @@ guard = CommandGroup("guard", help="Removals and changes that wait for a person.
 
 @guard.command("list")
 @shared("org", "timezone", "json", "config")
-def list_held(given: Given) -> None:
+def list_held(options: Options) -> None:
     """Show what waits for a person, the reason, and the codes for `guard approve`."""
-    zone, org = given.zone, given.org
-    with given.reading(logs=True) as app:
+    zone, org = options.zone, options.org
+    with options.reading(logs=True) as app:
         report = Report(app.engine)
         held = list(report.held_sets())
         of_all = code(scope_of_all(held)) if held else ""
         of_orgs = {name: code(scope_of_all(sets)) for name, sets in groupby(held, lambda each: each.target.org_id)}
         rows = _rows(report.holds(org=org))
-        if given.json:
+        if options.json:
             console.json_list({**row, "org_code": of_orgs.get(row["org_id"], ""), "all_code": of_all} for row in rows)
             return
         _show_rows(rows, zone, no_such_name(app.engine, org=org) or "nothing is held")
@@ -74,18 +74,18 @@ def list_held(given: Given) -> None:
 @click.option("--by", show_default="your login", help="Who approves; recorded in the trail before your login.")
 @shared("expression", "org", "json", "config", org="Every held target of an organisation.")
 def approve(
-    given: Given, org_id: str | None, user_id: str | None, everything: bool, expect: str | None, by: str | None
+    options: Options, org_id: str | None, user_id: str | None, everything: bool, expect: str | None, by: str | None
 ) -> None:
     """Confirm what is held: ask the gateway once more, and apply its answer."""
-    if sum((bool(org_id and user_id), bool(given.org), everything)) != 1 or (org_id and not user_id):
+    if sum((bool(org_id and user_id), bool(options.org), everything)) != 1 or (org_id and not user_id):
         raise UsageError("Name what to approve: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
     if expect not in (None, _ANY) and not is_code(expect or ""):
         raise UsageError(f"--expect takes a code from `flowtrail guard list`, or 'any', not {expect!r}.")
-    target = Target(org_id, user_id, given.expression) if org_id and user_id else None
+    target = Target(org_id, user_id, options.expression) if org_id and user_id else None
     signature = _signature(by)
-    with given.application(asks_gateway=True) as app:
+    with options.application(asks_gateway=True) as app:
         app.ready(upgrade=False)
-        org = target.org_id if target else given.org
+        org = target.org_id if target else options.org
         require_names(app.engine, org=org)
         whom = str(target) if target else f"organisation {org}" if org else "all targets"
         report = Report(app.engine)
@@ -97,7 +97,7 @@ def approve(
             scope, changes = held[0].scope if target else scope_of_all(held), sum(each.changes for each in held)
             if expect is None:
                 rows = (row for row in report.holds(org=org) if target in (None, Target(*row[:3])))
-                _ask_person(rows, scope, changes, as_json=given.json)
+                _ask_person(rows, scope, changes, as_json=options.json)
             elif expect != _ANY and not fits(expect, scope):
                 raise UsageError(
                     f"Not approved: {expect} is not the code of what is held for {whom} now, {changes} changes with "
@@ -107,9 +107,9 @@ def approve(
             done = _approve(app, [each.target for each in held], Approval(signature, scopes))
             app.keep_heads()
     if done is None:
-        console.json(None) if given.json else console.say("Nothing is held.")
+        console.json(None) if options.json else console.say("Nothing is held.")
         return
-    show_report(done, given.json)
+    show_report(done, options.json)
     if done.status != "succeeded":
         raise Exit(1)
 

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.console import cell
-from etl.cli.options import Given, kinds_option, shared
+from etl.cli.options import Options, kinds_option, shared
 from etl.database import reading
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
@@ -65,24 +65,24 @@ _EVENT: Final = ("observed_at", "org_id", "flow_id", "event", "flow_name", "user
 @click.command()
 @click.option("--targets", is_flag=True, help="With --as-of: one row per target, including empty lists.")
 @shared("org", "user", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
-def flows(given: Given, targets: bool) -> None:
+def flows(options: Options, targets: bool) -> None:
     """List the workflows that exist now or existed at a time, and how well that is known."""
-    if targets and not given.as_of:
+    if targets and not options.as_of:
         raise UsageError("--targets needs --as-of and a time.")
-    asked, at = given.filters(), given.moment(given.as_of)
-    with given.reading() as app:
+    asked, at = options.filters(), options.moment(options.as_of)
+    with options.reading() as app:
         report = Report(app.engine)
         columns: tuple[str, ...]
         rows: Iterator[Any]
         if at is None:
-            columns, rows = _NOW, report.flows(**asked, limit=given.one_more())
+            columns, rows = _NOW, report.flows(**asked, limit=options.one_more())
         elif targets:
-            columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=given.org, user=given.user)
+            columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=options.org, user=options.user)
         else:
             columns, rows = _THEN, report.flows_as_of(at, **asked)
-        any_found = _print(rows, _columns(columns, given), given, partial(_no_workflows, app.engine, given, at))
+        any_found = _print(rows, _columns(columns, options), options, partial(_no_workflows, app.engine, options, at))
         if any_found and at is not None and not targets:
-            seen = observed_targets(app.engine, at, org=given.org, user=given.user)
+            seen = observed_targets(app.engine, at, org=options.org, user=options.user)
             if missing := seen.targets - seen.observed:
                 lacking = f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
                 console.complain(lacking, "yellow")
@@ -90,18 +90,20 @@ def flows(given: Given, targets: bool) -> None:
 
 @click.command()
 @shared("org", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
-def workflows(given: Given) -> None:
+def workflows(options: Options) -> None:
     """List the workflows of organisations, each once, as they are now or were then."""
-    asked, at = given.filters(), given.moment(given.as_of)
-    with given.reading() as app:
+    asked, at = options.filters(), options.moment(options.as_of)
+    with options.reading() as app:
         report = Report(app.engine)
         columns: tuple[str, ...]
         rows: Iterator[Any]
         if at is None:
-            columns, rows = _ORG_NOW, report.workflows(**asked, limit=given.one_more())
+            columns, rows = _ORG_NOW, report.workflows(**asked, limit=options.one_more())
         else:
             columns, rows = _ORG_THEN, report.workflows_as_of(at, **asked)
-        _print(rows, _columns(columns, given), given, partial(_no_workflows, app.engine, given, at, whole_lists=True))
+        _print(
+            rows, _columns(columns, options), options, partial(_no_workflows, app.engine, options, at, whole_lists=True)
+        )
 
 
 @click.command()
@@ -109,15 +111,15 @@ def workflows(given: Given) -> None:
 @click.option("--schedule", help="Only runs of this schedule.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs that ended so, or are still running.")
 @shared("timezone", "limit", "json", "config")
-def runs(given: Given, run_id: int | None, schedule: str | None, status: str | None) -> None:
+def runs(options: Options, run_id: int | None, schedule: str | None, status: str | None) -> None:
     """List the runs, the latest first; with RUN_ID, why targets of that run did not go through."""
-    show = _columns(_RUN, given)
-    with given.reading() as app:
+    show = _columns(_RUN, options)
+    with options.reading() as app:
         report = Report(app.engine)
-        rows = report.runs(schedule=schedule, status=status, run=run_id, limit=given.one_more())
+        rows = report.runs(schedule=schedule, status=status, run=run_id, limit=options.one_more())
         if run_id is None:
-            if given.json:
-                console.json_list(_objects(islice(rows, given.most())))
+            if options.json:
+                console.json_list(_objects(islice(rows, options.most())))
             elif not show(rows):
                 console.say("No such runs." if schedule or status else "No runs: `flowtrail sync` makes one.")
             return
@@ -125,32 +127,32 @@ def runs(given: Given, run_id: int | None, schedule: str | None, status: str | N
         if not found:
             raise UsageError(f"There is no run {run_id}: `flowtrail runs` lists them.")
         causes = report.causes_of_run(run_id)
-    if given.json:
+    if options.json:
         console.json({**found[0]._asdict(), "causes": [each._asdict() for each in causes]})
         return
     show(found)
-    console.rows("\nWhat did not go through, by cause", IssueCause._fields, causes, zone=given.zone)
+    console.rows("\nWhat did not go through, by cause", IssueCause._fields, causes, zone=options.zone)
 
 
 @click.command()
 @kinds_option(CHANGE_KINDS)
 @click.option("--baselines", is_flag=True, help="Show the first lists, too, which report no change.")
 @shared("since", "until", "org", "user", "flow", "name", "timezone", "limit", "json", "config")
-def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
+def changes(options: Options, kinds: Sequence[str], baselines: bool) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
     kind = kinds or (CHANGE_KINDS if baselines else DELTA_KINDS)
-    asked = given.filters()
-    with given.reading() as app:
+    asked = options.filters()
+    with options.reading() as app:
 
         def table(rows: Iterable[ListChange]) -> bool:
             found = list(rows)
             sentences = _detail_sentences(app, found)
-            return change_table("", found, zone=given.zone, most=given.most(), details=sentences)
+            return change_table("", found, zone=options.zone, most=options.most(), details=sentences)
 
-        rows = Report(app.engine).changes(**asked, kind=kind, newest_first=True, limit=given.one_more())
+        rows = Report(app.engine).changes(**asked, kind=kind, newest_first=True, limit=options.one_more())
         hint = "" if kinds or baselines else " --baselines shows their first lists."
-        empty = partial(why_empty, app.engine, given, "such changes", hint=hint)
-        _print(rows, table, given, empty, lambda found: with_details(app.engine, found))
+        empty = partial(why_empty, app.engine, options, "such changes", hint=hint)
+        _print(rows, table, options, empty, lambda found: with_details(app.engine, found))
 
 
 @click.command()
@@ -159,40 +161,40 @@ def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
     *("since", "until", "org", "user", "flow", "name", "timezone", "limit", "json", "config"),
     user="Only this user's access.",
 )
-def events(given: Given, kinds: Sequence[str]) -> None:
+def events(options: Options, kinds: Sequence[str]) -> None:
     """Show what happened in organisations: each event once, however many users saw it."""
-    asked = given.filters()
-    with given.reading() as app:
-        rows = Report(app.engine).events(**asked, kind=kinds, newest_first=True, limit=given.one_more())
-        empty = partial(why_empty, app.engine, given, "such events", of_user=False, whole_lists=True)
-        _print(rows, lambda found: _event_table("", found, given, app.enos_zone), given, empty)
+    asked = options.filters()
+    with options.reading() as app:
+        rows = Report(app.engine).events(**asked, kind=kinds, newest_first=True, limit=options.one_more())
+        empty = partial(why_empty, app.engine, options, "such events", of_user=False, whole_lists=True)
+        _print(rows, lambda found: _event_table("", found, options, app.enos_zone), options, empty)
 
 
 @click.command()
 @click.argument("flow_id", metavar="FLOW_ID")
 @shared("org", "user", "timezone", "limit", "json", "config")
-def history(given: Given, flow_id: str) -> None:
+def history(options: Options, flow_id: str) -> None:
     """Show one workflow's life, users with the same one together, and what happened to it in its organisation."""
-    zone, most = given.zone, given.most()
+    zone, most = options.zone, options.most()
 
     def table(rows: Iterable[ListState]) -> bool:
-        states = list(islice(rows, given.one_more()))
-        shown = _columns(_STATE, given)(same_lives(states[:most]))
+        states = list(islice(rows, options.one_more()))
+        shown = _columns(_STATE, options)(same_lives(states[:most]))
         console.more_than(most, len(states))
         if shown and all(state.expression for state in states):
             console.say(SEARCHES_ONLY)
         return shown
 
-    with given.reading() as app:
+    with options.reading() as app:
         report = Report(app.engine)
-        rows = report.history(flow=flow_id, org=given.org, user=given.user)
-        empty = partial(why_empty, app.engine, given, f"trace of workflow {flow_id!r}")
-        _print(rows, table, given, empty, lambda states: states_with_details(app.engine, flow_id, states))
-        if not given.json:
-            happened = report.events(flow=flow_id, org=given.org, limit=given.one_more())
-            _event_table("\nWhat happened to it in its organisation", happened, given, app.enos_zone)
+        rows = report.history(flow=flow_id, org=options.org, user=options.user)
+        empty = partial(why_empty, app.engine, options, f"trace of workflow {flow_id!r}")
+        _print(rows, table, options, empty, lambda states: states_with_details(app.engine, flow_id, states))
+        if not options.json:
+            happened = report.events(flow=flow_id, org=options.org, limit=options.one_more())
+            _event_table("\nWhat happened to it in its organisation", happened, options, app.enos_zone)
             with reading(app.engine) as connection:
-                details = details_of_flow(connection, flow_id, given.org)[::-1]
+                details = details_of_flow(connection, flow_id, options.org)[::-1]
             answers = (each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details)
             title = "\nWhat EnOS said when it was asked"
             console.rows(title, FlowDetail._fields, answers, None, zone=zone, most=most)
@@ -240,13 +242,13 @@ def _objects(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
 def _print(
     rows: Iterator[Any],
     show_table: Callable[[Iterator[Any]], bool],
-    given: Given,
+    options: Options,
     empty: Callable[[], str],
     objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
     """Print the rows, or why there are none; return whether there are any."""
-    if given.json:
-        printed = console.json_list(objects(islice(rows, given.most())))
+    if options.json:
+        printed = console.json_list(objects(islice(rows, options.most())))
         if not printed:
             console.complain(empty(), "yellow")
         return printed
@@ -256,13 +258,13 @@ def _print(
     return shown
 
 
-def _columns(names: Sequence[str], given: Given) -> Callable[[Iterable[Any]], bool]:
+def _columns(names: Sequence[str], options: Options) -> Callable[[Iterable[Any]], bool]:
     """Prints these columns; cycles in words."""
 
     def table(rows: Iterable[Any]) -> bool:
         if "cycle" in names:
             rows = (row._replace(cycle=cycle_label(row.cycle)) for row in rows)
-        return console.rows("", names, rows, None, zone=given.zone, most=given.most())
+        return console.rows("", names, rows, None, zone=options.zone, most=options.most())
 
     return table
 
@@ -283,13 +285,13 @@ def change_table(
     return console.table(title, _CHANGE, rows, None, zone=zone, most=most)
 
 
-def _event_table(title: str, events: Iterable[OrgWorkflowEvent], given: Given, enos_zone: dt.tzinfo | None) -> bool:
+def _event_table(title: str, events: Iterable[OrgWorkflowEvent], options: Options, enos_zone: dt.tzinfo | None) -> bool:
     rows = (
         (e.observed_at, e.org_id, e.flow_id, what_happened(e), e.new_name or e.old_name,
          e.users_after, "" if e.proven_for_all else "no", event_detail_sentence(e, enos_zone))
         for e in events
     )  # fmt: skip
-    return console.table(title, _EVENT, rows, None, zone=given.zone, most=given.most())
+    return console.table(title, _EVENT, rows, None, zone=options.zone, most=options.most())
 
 
 def cycle_label(code: str | None) -> str:
@@ -323,15 +325,15 @@ def _shown(value: object) -> str:
 # --------------------------------------------------------------------------------------------------- an empty result
 
 
-def _no_workflows(engine: Engine, given: Given, at: dt.datetime | None, *, whole_lists: bool = False) -> str:
-    narrowed = bool(given.filters().keys() & {"flow", "name", "cycle"})
+def _no_workflows(engine: Engine, options: Options, at: dt.datetime | None, *, whole_lists: bool = False) -> str:
+    narrowed = bool(options.filters().keys() & {"flow", "name", "cycle"})
     what = "such workflows" if narrowed else "workflows"
-    return why_empty(engine, given, what, at, narrowed=narrowed, whole_lists=whole_lists)
+    return why_empty(engine, options, what, at, narrowed=narrowed, whole_lists=whole_lists)
 
 
 def why_empty(
     engine: Engine,
-    given: Given,
+    options: Options,
     what: str,
     at: dt.datetime | None = None,
     *,
@@ -345,7 +347,7 @@ def why_empty(
     ``of_user``: whether the user is one whose list was asked for. ``narrowed``: whether there were other filters, too.
     ``whole_lists``: whether only lists without a search expression count. ``hint``: what may be asked for instead.
     """
-    org, user = given.org, given.user if of_user else None
+    org, user = options.org, options.user if of_user else None
     wrong = no_such_name(engine, org=org, user=user)
     if wrong is not None:
         return wrong
@@ -358,12 +360,12 @@ def why_empty(
         asked = f"{_targets(seen.targets)} asked for"
         return f"Not observed yet: {asked}, without a valid answer; see `flowtrail status`."
     if not seen.observed:
-        return f"Not observed then: the first look was at {cell(seen.first_at, given.zone)}."
+        return f"Not observed then: the first look was at {cell(seen.first_at, options.zone)}."
     then = " then" if at else ""
     if seen.retired == seen.observed:
         return f"No {what}{then}: {_targets(seen.retired)} retired{then or ', and no longer asked for'}."
     if narrowed:
-        last = cell(seen.last_at, given.zone)
+        last = cell(seen.last_at, options.zone)
         return f"No {what}: {_targets(seen.observed)} observed, last at {last}.{hint}"
     return f"No {what}{then}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
 

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from etl import database
 from etl.cli import console
 from etl.cli.application import Application
-from etl.cli.options import Given, shared
+from etl.cli.options import Options, shared
 from etl.config import Schedule, Settings
 from etl.domain.model import Target
 from etl.errors import UsageError
@@ -49,13 +49,13 @@ _TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notification
 @click.command()
 @click.option("--test", is_flag=True, help="Send a test message to every receiver.")
 @shared("json", "config")
-def notify(given: Given, test: bool) -> None:
+def notify(options: Options, test: bool) -> None:
     """Send what receivers have not been told yet, if no service does; with --test, try each receiver."""
-    with given.application() as app:
+    with options.application() as app:
         if not app.settings.notify:
             raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
         results = list(_tested(app.settings)) if test else [("digests", _send_pending(app))]
-    if not given.json:
+    if not options.json:
         for name, wrong in results:
             console.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
     elif test:

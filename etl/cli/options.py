@@ -36,7 +36,7 @@ def _option(words: str, default: Any = None, **more: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class Options:
     """The shared options, as they were typed; those that a command does not take are as if omitted.
 
     Each field declares one, with what Click is told of it.
@@ -128,7 +128,7 @@ class Given:
 
 def shared(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these shared options, as its first argument; ``helps`` are other words for some of them."""
-    declared = {each.name: dict(each.metadata) for each in fields(Given)}
+    declared = {each.name: dict(each.metadata) for each in fields(Options)}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -136,7 +136,7 @@ def shared(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callabl
             given = {name: own.pop(name) for name in names}
             if "config" in given:
                 given["config"] = given["config"] or click.get_current_context().obj
-            command(Given(**given), **own)
+            command(Options(**given), **own)
 
         for name in reversed(names):
             told = declared[name] | ({"help": helps[name]} if name in helps else {})

@@ -18,7 +18,7 @@ from etl.audit import Extent, write_bundle
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application
 from etl.cli.lists import require_names
-from etl.cli.options import FILE, Given, shared
+from etl.cli.options import FILE, Options, shared
 from etl.database import backup
 from etl.domain.answers import data_of
 from etl.domain.model import Target
@@ -72,7 +72,7 @@ class _Trusted(NamedTuple):
 )
 @shared("json", "config")
 def verify_trail(
-    given: Given,
+    options: Options,
     head: bool,
     since: int,
     against: Path | None,
@@ -86,13 +86,13 @@ def verify_trail(
         None if tsa is None else signing.load_authorities(tsa),
         verify.Answers() if answers else None,
     )
-    with given.reading(logs=True) as app:
+    with options.reading(logs=True) as app:
         if head:
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, since, trusted, hidden=given.json)
-    if given.json:
+        found, through = _findings(app, against, since, trusted, hidden=options.json)
+    if options.json:
         console.json([finding.as_object() for finding in found])
     else:
         for finding in found:
@@ -179,10 +179,10 @@ def _damage(app: Application) -> list[verify.Finding]:
 @seal.command()
 @click.argument("file", type=FILE, help="The private key; FILE.pub gets the public one.")
 @shared("json")
-def keygen(given: Given, file: Path) -> None:
+def keygen(options: Options, file: Path) -> None:
     """Make a key pair (Ed25519) that signs seals; never overwrite one."""
     public = signing.generate_key(file)
-    if given.json:
+    if options.json:
         console.json({"file": str(file), "public_file": f"{file}.pub", "key_id": public.key_id})
         return
     console.say(f"{file} holds the private key, for its owner alone (0600): [seal] key_file names it.")
@@ -194,12 +194,12 @@ def keygen(given: Given, file: Path) -> None:
 
 @seal.command("list")
 @shared("limit", "timezone", "json", "config", limit=f"At most this many; {_SHOWN} by default, 0 shows all.")
-def list_seals(given: Given) -> None:
+def list_seals(options: Options) -> None:
     """Show the latest seals, each with its run, the key that signed it, and when an authority stamped it."""
-    zone = given.zone
-    with given.reading() as app:
-        found = runs.seals(app.engine, given.most(_SHOWN, _SHOWN))
-        if given.json:
+    zone = options.zone
+    with options.reading() as app:
+        found = runs.seals(app.engine, options.most(_SHOWN, _SHOWN))
+        if options.json:
             console.json_list(each._asdict() for each in found)
             return
         rows = (
@@ -212,9 +212,9 @@ def list_seals(given: Given) -> None:
 @click.argument("number", metavar="ID", type=click.IntRange(1), help="The number of the seal.")
 @click.option("--to", type=FILE, help="Write what was signed, the signature and the time stamp into files there.")
 @shared("config")
-def show(given: Given, number: int, to: Path | None) -> None:
+def show(options: Options, number: int, to: Path | None) -> None:
     """Print a seal as it is kept elsewhere; with --to, write what `openssl` needs to check it."""
-    with given.reading() as app:
+    with options.reading() as app:
         found = runs.seal(app.engine, number)
         token = runs.token(app.engine, number)
     if found is None:
@@ -228,9 +228,9 @@ def show(given: Given, number: int, to: Path | None) -> None:
 
 @seal.command()
 @shared("json", "config")
-def timestamp(given: Given) -> None:
+def timestamp(options: Options) -> None:
     """Have the last seal stamped now by the authority at `seal.timestamp_url`; the service does so regularly."""
-    with given.application() as app:
+    with options.application() as app:
         url = app.settings.seal.timestamp_url
         if not url:
             raise UsageError("There is no authority: set [seal] timestamp_url to the address of one (RFC 3161).")
@@ -245,7 +245,7 @@ def timestamp(given: Given) -> None:
             stamp = request(last.message)
             store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
             stamped_at = stamp.at
-    if given.json:
+    if options.json:
         console.json({"id": last.seal_id, "stamped_at": stamped_at})
         return
     console.say(f"Seal {last.seal_id} was stamped at {console.cell(stamped_at)}.")
@@ -280,17 +280,17 @@ def _bytes_of(signature: str) -> bytes:
     since="Runs sealed from then on: 2026-03-01, '7 days ago'; from the first run if omitted.",
     until="Runs sealed before then; to the last run if omitted.",
 )
-def audit(given: Given, output: Path) -> None:
+def audit(options: Options, output: Path) -> None:
     """Write a bundle for an auditor: the trail of that time, what proves it, and a checker that needs nothing else."""
-    if output.is_file() and not given.force:
+    if output.is_file() and not options.force:
         raise UsageError(f"{output} exists already: --force replaces it.")
-    extent = Extent(*given.period(), given.org)
-    with given.reading(logs=True) as app:
-        require_names(app.engine, org=given.org)
+    extent = Extent(*options.period(), options.org)
+    with options.reading(logs=True) as app:
+        require_names(app.engine, org=options.org)
         now = utc_now()
         with backup.snapshot(app.engine) as engine, whole_file(output) as file:
             done = write_bundle(engine, file, extent, now)
-    if given.json:
+    if options.json:
         console.json({"file": str(output), **done._asdict(), "extent": done.extent._asdict()})
         return
     if done.extent.until != extent.until:
@@ -307,10 +307,10 @@ def audit(given: Given, output: Path) -> None:
 @click.argument("user_id", metavar="USER")
 @click.option("--version", type=click.IntRange(1), show_default="the latest", help="Which version.")
 @shared("expression", "config")
-def print_answer(given: Given, org_id: str, user_id: str, version: int | None) -> None:
+def print_answer(options: Options, org_id: str, user_id: str, version: int | None) -> None:
     """Print the bytes of `data` in the answer that made a version, as received; `archive.answers` keeps them."""
-    target = Target(org_id, user_id, given.expression)
-    with given.reading() as app:
+    target = Target(org_id, user_id, options.expression)
+    with options.reading() as app:
         found = answer_of(app.engine, target, version)
     if found is None:
         named = "no version" if version is None else f"no version {version}"

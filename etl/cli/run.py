@@ -18,7 +18,7 @@ from etl import database, sync
 from etl.cli import console
 from etl.cli.application import Application, a_run
 from etl.cli.lists import change_table
-from etl.cli.options import Given, chosen_schedules, matching, schedules_argument, shared
+from etl.cli.options import Options, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Outcome
@@ -42,25 +42,25 @@ _NAMED: Final = 10
 @schedules_argument
 @click.option("--retire", is_flag=True, help="Retire targets that are no longer configured, however many.")
 @shared("org", "user", "upgrade", "json", "config")
-def sync_now(given: Given, schedules: Sequence[str], retire: bool) -> None:
+def sync_now(options: Options, schedules: Sequence[str], retire: bool) -> None:
     """Run once now: fetch every target and record what changed."""
-    with given.application(asks_gateway=True) as app:
+    with options.application(asks_gateway=True) as app:
         named = chosen_schedules(app, schedules)
         if not organisations(named):
-            matching(named, given.org, given.user)
-        app.ready(upgrade=given.upgrade)
+            matching(named, options.org, options.user)
+        app.ready(upgrade=options.upgrade)
         if app.cluster is not None:
             app.cluster.connect()
         store = app.sealing_store()
         store.abort_abandoned_runs(utc_now())
         with refreshed(app, store, named, accept=retire) as chosen:
-            targets = matching(chosen, given.org, given.user)
-            if not (schedules or given.org or given.user):
+            targets = matching(chosen, options.org, options.user)
+            if not (schedules or options.org or options.user):
                 app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
-            scope, gap = {"org_id": given.org, "user_id": given.user}, app.settings.coverage_gap
+            scope, gap = {"org_id": options.org, "user_id": options.user}, app.settings.coverage_gap
             new_run = a_run("command", len(targets), chosen, **scope, coverage_gap=gap)
-            with interruptible(app), console.progress("fetching", len(targets), hidden=given.json) as arrived:
+            with interruptible(app), console.progress("fetching", len(targets), hidden=options.json) as arrived:
                 report = sync.run(
                     app.run_context(store, arrived),
                     new_run,
@@ -72,7 +72,7 @@ def sync_now(given: Given, schedules: Sequence[str], retire: bool) -> None:
                 )
         app.keep_heads()
     assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
-    show_report(report, given.json)
+    show_report(report, options.json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
 
@@ -92,18 +92,18 @@ def _retire(app: Application, store: Store, configured: Configured, *, everythin
 @click.command()
 @schedules_argument
 @shared("org", "user", "timezone", "limit", "json", "config")
-def plan(given: Given, schedules: Sequence[str]) -> None:
+def plan(options: Options, schedules: Sequence[str]) -> None:
     """Like sync, but write nothing and show what would change; --json prints each change as it is found."""
-    zone = given.zone
+    zone = options.zone
     with (
-        given.application(asks_gateway=True) as app,
+        options.application(asks_gateway=True) as app,
         _existing_or_empty_database(app) as store,
         interruptible(app),
     ):
-        planned = _PlanStream(app, given.most()) if given.json else _PlanTable(given.most(), zone)
+        planned = _PlanStream(app, options.most()) if options.json else _PlanTable(options.most(), zone)
         chosen, rosters = _planned_rosters(app, store, chosen_schedules(app, schedules))
-        targets = matching(chosen, given.org, given.user)
-        with console.progress("fetching", len(targets), hidden=given.json) as arrived:
+        targets = matching(chosen, options.org, options.user)
+        with console.progress("fetching", len(targets), hidden=options.json) as arrived:
             tally = sync.plan(app.run_context(store, arrived), targets, app.batches, planned.add)
     planned.show(tally, len(targets), rosters)
     lacking = tally.verdicts["failed"] or tally.verdicts["held"] or any(each.error for each in rosters)

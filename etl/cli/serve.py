@@ -23,7 +23,7 @@ from etl import config, signing
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.notify import Notifications
-from etl.cli.options import Given, shared
+from etl.cli.options import Options, shared
 from etl.config import Schedule
 from etl.domain.model import VERDICTS
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
@@ -62,11 +62,11 @@ _HEALTH_CONNECTIONS = 2
 @click.command()
 @click.option("--no-standby", is_flag=True, help="Exit with 4 if another replica is active.")
 @shared("upgrade", "config")
-def serve(given: Given, no_standby: bool) -> None:
+def serve(options: Options, no_standby: bool) -> None:
     """Run the schedules in the background until SIGTERM; SIGHUP reloads them."""
-    with given.application(asks_gateway=True) as app:
+    with options.application(asks_gateway=True) as app:
         app.schedules  # noqa: B018 - a broken schedule is reported before the database is touched
-        app.ready(upgrade=given.upgrade)
+        app.ready(upgrade=options.upgrade)
         served = _serve(app, standby=not no_standby)
     if not served:
         console.complain("Another replica is active, and --no-standby was given.")
@@ -110,8 +110,8 @@ def _serve(app: Application, *, standby: bool) -> bool:
 
 def _supervised(service: Service) -> AbstractContextManager[object]:
     """Tell systemd, where it asks for that, when the service is ready, that it makes progress, and when it stops."""
-    given = config.supervisor()
-    if not given.socket:
+    supervisor = config.supervisor()
+    if not supervisor.socket:
         return nullcontext()
     told: list[str] = []
 
@@ -122,9 +122,9 @@ def _supervised(service: Service) -> AbstractContextManager[object]:
         if loop.stopping:
             state = ["STOPPING=1"]
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            out.sendto("\n".join([*state, f"STATUS={service.role}"]).encode(), given.socket)
+            out.sendto("\n".join([*state, f"STATUS={service.role}"]).encode(), supervisor.socket)
             told.extend(each for each in state if each == "READY=1")
-        return min(given.watchdog_seconds / 3 or _TOLD_SECONDS, _TOLD_SECONDS) if told else _STARTING_SECONDS
+        return min(supervisor.watchdog_seconds / 3 or _TOLD_SECONDS, _TOLD_SECONDS) if told else _STARTING_SECONDS
 
     return (loop := BackgroundLoop("supervisor", step, last_step=True, stop_within_seconds=_LAST_SECONDS))
 

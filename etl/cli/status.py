@@ -12,7 +12,7 @@ import click
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application
 from etl.cli.lists import require_names
-from etl.cli.options import SHOWN, Given, shared
+from etl.cli.options import SHOWN, Options, shared
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.errors import ConfigError
@@ -63,19 +63,19 @@ class _Status(NamedTuple):
 
 @click.command()
 @shared("timezone", "limit", "json", "config", limit=_LIMIT)
-def status(given: Given) -> None:
+def status(options: Options) -> None:
     """Show the last runs, problems by cause, targets with problems, holds, and the next runs.
 
     Exits with 0 whatever is wrong: the conditions say it. Schedules that cannot be read are one of them.
     """
-    most = given.most(_SHOWN, _PRINTED)
-    with given.reading(logs=True) as app:
+    most = options.most(_SHOWN, _PRINTED)
+    with options.reading(logs=True) as app:
         found = _gather(app, *configured_schedules(app))
         problems = Report(app.engine).problems(limit=most and most + 1)
-        if given.json:
+        if options.json:
             _print(found, islice(problems, most), most)
         else:
-            _show(found, problems, most, given.zone)
+            _show(found, problems, most, options.zone)
 
 
 def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
@@ -212,18 +212,20 @@ class Row(NamedTuple):
 
 @targets.command("list")
 @shared("org", "user", "limit", "json", "config")
-def list_targets(given: Given) -> None:
+def list_targets(options: Options) -> None:
     """Show all targets, where each comes from (a list, a file, the organisation's roster), and since when."""
-    with given.reading(logs=True) as app:
+    with options.reading(logs=True) as app:
         found = (
-            each for each in _known_rows(app) if given.org in (None, each.org_id) and given.user in (None, each.user_id)
+            each
+            for each in _known_rows(app)
+            if options.org in (None, each.org_id) and options.user in (None, each.user_id)
         )
-        if given.json:
-            console.json_list(each._asdict() for each in islice(found, given.most()))
+        if options.json:
+            console.json_list(each._asdict() for each in islice(found, options.most()))
             return
-        all_of_them = given.org is None and given.user is None
+        all_of_them = options.org is None and options.user is None
         empty = "none: add [[targets]] to a schedule" if all_of_them else "none with that --org and --user"
-        console.rows("", Row._fields, found, empty, most=given.most(), more=_ALL_SHOWN)
+        console.rows("", Row._fields, found, empty, most=options.most(), more=_ALL_SHOWN)
 
 
 def _known_rows(app: Application) -> Iterator[Row]:
@@ -257,14 +259,14 @@ def _row(target: Target, known: KnownTarget | None, source: str, stored_rosters:
 
 @click.command("coverage")
 @shared("org", "user", "since", "until", "timezone", "json", "config")
-def show_coverage(given: Given) -> None:
+def show_coverage(options: Options) -> None:
     """Show how complete the trail is: which targets were to be asked, which answered, and gaps; with the seals."""
-    zone = given.zone
-    begin, end = given.period()
-    with given.reading() as app:
-        require_names(app.engine, org=given.org, user=given.user)
-        found = coverage(app.engine, utc_now(), since=begin, until=end, org=given.org, user=given.user)
-    if given.json:
+    zone = options.zone
+    begin, end = options.period()
+    with options.reading() as app:
+        require_names(app.engine, org=options.org, user=options.user)
+        found = coverage(app.engine, utc_now(), since=begin, until=end, org=options.org, user=options.user)
+    if options.json:
         console.json(_as_object(found))
     else:
         _show_coverage(found, zone)
