@@ -25,7 +25,7 @@ from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.listings import STATES, WORKFLOWS
 from etl.report.names import WHOLE, id_contains
 from etl.report.reading import sql
-from etl.report.rows import Coverage, Gap, OrgWorkflowEvent, OrgWorkflowState, view
+from etl.report.rows import Coverage, Gap, ListChange, OrgWorkflowEvent, OrgWorkflowState, view
 from etl.schema import UtcTime, change_set, org_event, target, workflow
 
 
@@ -173,15 +173,16 @@ def user_changes(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> d
     ends with the first answer, and the others came later in the run."""
     if not shown:
         return {}
-    asked = {
-        "flows": list({event.flow_id for event in shown}),
-        "since": min((event.last_unchanged_at or event.observed_at) for event in shown),
-        "until": max(event.decided_at for event in shown),
-    }
+    change = view("list_change", ListChange).c
+    since = min((event.last_unchanged_at or event.observed_at) for event in shown)
+    until = max(event.decided_at for event in shown)
+    flows = change.flow_id.in_({event.flow_id for event in shown})
+    happened = (flows, change.expression == "", change.observed_at > since, change.observed_at <= until)
+    columns = (change.org_id, change.flow_id, change.user_id, change.kind, change.observed_at, change.run_id)
     changes = defaultdict[tuple[str, str, str], list[UserChange]](list)
-    for row in connection.execute(_USER_CHANGES, asked):
-        change = UserChange(row.user_id, row.kind, row.observed_at, row.run_id)
-        changes[row.org_id, row.flow_id, row.kind].append(change)
+    for org_id, flow_id, *row in connection.execute(select(*columns).where(*happened).order_by(change.user_id)):
+        each = UserChange(*row)
+        changes[org_id, flow_id, each.kind].append(each)
     return {
         event.event_id: [
             each for each in changes[event.org_id, event.flow_id, SHOWN_AS[event.kind]] if _shows(each, event)
@@ -194,18 +195,6 @@ def _shows(change: UserChange, event: OrgWorkflowEvent) -> bool:
     since = event.last_unchanged_at or event.observed_at
     is_of_it = since < change.observed_at <= event.observed_at or change.run_id == event.run_id
     return is_of_it and event.user_id in (None, change.user_id)
-
-
-_USER_CHANGES: Final = (
-    text("""
-    SELECT org_id, flow_id, user_id, kind, observed_at, run_id FROM list_change
-     WHERE flow_id IN :flows AND expression = '' AND observed_at > :since AND observed_at <= :until ORDER BY user_id
-    """)
-    .bindparams(
-        bindparam("flows", expanding=True), bindparam("since", type_=UtcTime), bindparam("until", type_=UtcTime)
-    )
-    .columns(observed_at=UtcTime)
-)
 
 
 _APPEARED: Final = ("appeared", "reappeared")

@@ -24,14 +24,13 @@ from etl.config import Schedule
 from etl.errors import DatabaseError
 from etl.export.files import whole_file
 from etl.printable import counted
-from etl.report import ListState, SyncRun, health, summaries, trail_page, workflow_page
+from etl.report import SyncRun, health, summaries, trail_page, workflow_page
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
 from etl.report.listings import GAPS, HISTORY, RUNS
 from etl.report.names import WHOLE
 from etl.report.queries import causes
 from etl.report.reading import short_transaction
-from etl.report.rows import Gap
 from etl.report.summaries import Scope
 from etl.web.labels import ago
 from etl.web.rendering import PLOTLY, asset, render
@@ -57,13 +56,6 @@ EVENTS_AT_MOST: Final = 250
 """The newest rows of the trail that a report has."""
 _LIVES: Final = 8
 _STATES_OF_A_LIFE: Final = 20
-
-
-class ProblemLine(NamedTuple):
-    """Something that a person should look at, and where."""
-
-    said: str
-    href: str
 
 
 def gather(
@@ -134,7 +126,8 @@ def _problems(
     open_gaps: int,
     now: dt.datetime,
     coverage_gap: dt.timedelta,
-) -> list[ProblemLine]:
+) -> list[dict[str, str]]:
+    """What a person should look at, and where."""
     newest, ended = health.last_observation_at, last and (last.finished_at or last.heartbeat_at)
     never = (
         f"{counted(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
@@ -153,7 +146,7 @@ def _problems(
         (not degraded and last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),
         (last and last.status == "aborted", f"The last run, {ago(ended, now)}, was aborted.", ""),
     )
-    return [ProblemLine(said, href) for is_so, said, href in candidates if is_so]
+    return [{"said": said, "href": href} for is_so, said, href in candidates if is_so]
 
 
 def _link(condition: Condition) -> str:
@@ -177,7 +170,6 @@ class Sums(NamedTuple):
 
     state: tuple[Any, ...]
     values: dict[str, Any]
-    at: float
     reusable_until: float
 
 
@@ -205,8 +197,6 @@ def counted_sums(
     """
     known = KNOWN.setdefault(connection.engine, KnownSums())
     state, now = (today, *summaries.state(connection)), time.monotonic()
-    for old in [key for key, value in list(known.sums.items()) if value.state[0] != today]:
-        known.sums.pop(old, None)
     last = known.sums.get(scope)
     if last is not None and (last.state == state or now < last.reusable_until):
         return last.values, True
@@ -263,10 +253,12 @@ def _count_in_a_thread(engine: Engine, known: KnownSums, scope: Scope, state: tu
 
 def _keep(known: KnownSums, scope: Scope, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
     ended = time.monotonic()
-    for oldest in sorted(known.sums, key=lambda each: known.sums[each].at)[: len(known.sums) - _KEPT + 1]:
-        known.sums.pop(oldest, None)
-    seconds = ended - began
-    known.sums[scope] = Sums(state, values, ended, ended + (_REUSED_FOR * seconds if seconds > _QUICK_SECONDS else 0))
+    reusable_until = ended + _REUSED_FOR * (ended - began) if ended - began > _QUICK_SECONDS else ended
+    with known.lock:
+        known.sums.pop(scope, None)
+        known.sums[scope] = Sums(state, values, reusable_until)
+        if len(known.sums) > _KEPT:
+            del known.sums[next(iter(known.sums))]
 
 
 # -------------------------------------------------------------------------------------------------------- the report
@@ -301,17 +293,11 @@ def write_report(
         out.write(html.encode())
 
 
-class Life(NamedTuple):
-    org_id: str
-    flow_id: str
-    states: Sequence[ListState]
-    gaps: Sequence[Gap]
-
-
-def _life(connection: Connection, org: str, flow: str) -> Life:
+def _life(connection: Connection, org: str, flow: str) -> dict[str, Any]:
     states = HISTORY.page(connection, _STATES_OF_A_LIFE, org=WHOLE + org, flow=WHOLE + flow)
     users = list(dict.fromkeys(state.user_id for state in states))
-    return Life(org, flow, states, workflow_page.gaps_of(connection, org, users))
+    gaps = workflow_page.gaps_of(connection, org, users)
+    return {"org_id": org, "flow_id": flow, "states": states, "gaps": gaps}
 
 
 def _policy(inline: dict[str, str]) -> str:
