@@ -24,7 +24,7 @@ from etl.domain.answers import data_of
 from etl.domain.model import Target
 from etl.domain.seal import kept_line
 from etl.errors import DatabaseError, UsageError
-from etl.export.files import whole_file
+from etl.export import whole_file
 from etl.printable import counted
 from etl.report import runs
 from etl.report.runs import VersionAnswer, answer_of

@@ -1,9 +1,16 @@
-"""Rows to files for other programs: CSV, JSON lines, Parquet, each with a manifest that proves its content."""
+"""Rows to files for other programs: CSV, JSON lines, Parquet, each with a manifest that proves its content.
+
+Files appear complete or not at all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
+import hashlib
+import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
@@ -14,13 +21,13 @@ import msgspec
 
 from etl.errors import UsageError
 from etl.export import formats
-from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.formats import ParquetFile, csv_pages, disarm, harmless, jsonl_pages, pandas_options, require_pyarrow
 from etl.printable import printable_lines
 from etl.report import Column
 from etl.system import disk
+from etl.system.disk import errors_named, part_file, part_folder, sync_folder
 
-__all__ = ["FORMATS", "Format", "Origin", "disarm", "export"]
+__all__ = ["FORMATS", "Format", "Origin", "disarm", "export", "whole_file"]
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -82,7 +89,7 @@ def export(
         with whole_file(to) as file:
             count = _write(rows, columns, fmt, file, keep_texts)
         if origin is not None and to.is_file():
-            written = File(to.name, count, to.stat().st_size, sha256_of(to))
+            written = File(to.name, count, to.stat().st_size, _sha256_of(to))
             _write_manifest(to, origin, columns, fmt, [written], heads, keep_texts)
     return count
 
@@ -132,7 +139,7 @@ def _export_by_month(
         raise UsageError("An export by month is a folder of Parquet files: add --format parquet -o FOLDER.")
     position = [column.name for column in columns].index(by)
     with _spooled(origin.chain_heads if origin else ()) as heads:
-        with whole_folder(to) as folder:
+        with _whole_folder(to) as folder:
             files = list(_write_months(rows, columns, position, folder))
         if origin is not None:
             named = [msgspec.structs.replace(file, path=f"{to.name}/{file.path}") for file in files]
@@ -151,7 +158,7 @@ def _write_months(
         path.parent.mkdir(exist_ok=True)
         with whole_file(path) as file:
             count = _write(of_month, columns, "parquet", file)
-        yield File(str(path.relative_to(folder)), count, path.stat().st_size, sha256_of(path))
+        yield File(str(path.relative_to(folder)), count, path.stat().st_size, _sha256_of(path))
 
 
 @contextlib.contextmanager
@@ -195,3 +202,63 @@ def _write_manifest(
         for number, head in enumerate(heads):
             file.write((b",\n    " if number else b"\n    ") + head.rstrip())
         file.write(b"\n  ]\n}\n")
+
+
+# ---------------------------------------------------------------------------------------------------- complete files
+
+_errors_named: Final = functools.partial(errors_named, but=BrokenPipeError)
+"""A reader that went away is handled by the command."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name, synced to the disk, when the block ends; nothing is left if the block raises.
+
+    A new file is for its owner only (0600), like the database; a replaced one keeps its mode. Anything but a regular
+    file (a pipe, a device) is written directly. Raises UsageError if the place cannot be used.
+    """
+    path = path.resolve()
+    mode = _mode_of(path)
+    if mode is not None and not stat.S_ISREG(mode):
+        with _errors_named(path), path.open("wb") as device:
+            yield device
+        return
+    with _errors_named(path), part_file(path) as part:
+        with part.open("r+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            part.chmod(stat.S_IMODE(mode))
+        part.replace(path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder that gets its name when the block ends; raises UsageError if it exists already."""
+    path = path.resolve()
+    if path.exists():
+        raise UsageError(f"{path} already exists: name a new folder for an export by month.")
+    with _errors_named(path), part_folder(path) as part:
+        yield part
+        part.rename(path)
+        sync_folder(path.parent)
+
+
+def _sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mode_of(path: Path) -> int | None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{path} is a folder: name a file.")
+    return mode

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine
 
 from etl.config import Schedule
 from etl.errors import DatabaseError
-from etl.export.files import whole_file
+from etl.export import whole_file
 from etl.printable import counted
 from etl.report import SyncRun, health, summaries, trail_page, workflow_page
 from etl.report.conditions import Condition

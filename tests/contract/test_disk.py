@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.export.files import whole_file
+from etl.export import whole_file
 from etl.system.disk import part_file, part_folder, remove_abandoned
 
 UNFINISHED = """
