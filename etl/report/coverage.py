@@ -8,6 +8,7 @@ import json
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, func, or_, select
@@ -164,8 +165,7 @@ class _AskingRun(NamedTuple):
     targets: frozenset[int]
 
 
-def _started_at(run: _AskingRun) -> dt.datetime:
-    return run.started_at
+_STARTED_AT: Final = attrgetter("started_at")
 
 
 class _CoverageReader:
@@ -186,7 +186,7 @@ class _CoverageReader:
         rows = connection.execute(self._mine(select(target.c.id, *TARGET_KEY)))
         self._targets = {number: Target(*key) for number, *key in rows}
         self._asking = list(self._runs())
-        self._by_start = sorted(self._asking, key=_started_at)
+        self._by_start = sorted(self._asking, key=_STARTED_AT)
         self._longest = max((run.finished_at - run.started_at for run in self._asking), default=dt.timedelta(0))
 
     def coverage(self) -> Coverage:
@@ -317,8 +317,8 @@ class _CoverageReader:
 
     def _seal_of(self, number: int, at: dt.datetime) -> int | None:
         """The seal of the run that asked for a target then."""
-        begin = bisect_left(self._by_start, at - self._longest, key=_started_at)
-        end = bisect_right(self._by_start, at, key=_started_at)
+        begin = bisect_left(self._by_start, at - self._longest, key=_STARTED_AT)
+        end = bisect_right(self._by_start, at, key=_STARTED_AT)
         near = (run for run in self._by_start[begin:end] if run.finished_at >= at and number in run.targets)
         return min((run.seal_id for run in near), default=None)
 

@@ -6,11 +6,13 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from etl.cli import app
+from etl.database import reading
 from etl.errors import Refused
 from etl.report.coverage import Coverage, CoveredTarget, coverage
+from etl.schema import run_seal
 from tests.support.builders import numbered
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, CAT, DAN, House, change, die, live
@@ -71,9 +73,8 @@ def test_only_what_was_sealed_in_the_time_counts_and_gaps_are_cut_to_it(house: H
     house.serve({"wind": [BEN]})
     house.upstream.says = lambda target, n: Refused("no", code="62101")
     house.serve({"plants": [ANN]})
-    second, third = (row[0] for row in house.rows("SELECT id FROM run_seal WHERE id > 1 ORDER BY id"))
-    times = dict(map(tuple, house.rows("SELECT id, sealed_at FROM run_seal")))
-    moments = [value if hasattr(value, "tzinfo") else _parsed(value) for value in (times[second], times[third])]
+    with reading(house.engine) as connection:
+        moments = connection.execute(select(run_seal.c.sealed_at).order_by(run_seal.c.id).offset(1)).scalars().all()
     told = found(house, since=moments[0], until=moments[1])
     assert (told.runs, [each.user_id for each in told.targets], told.seals) == (1, [BEN.user_id], (2, 2))
     assert (told.targets[0].schedules, told.unanswered) == ("wind", [])
@@ -81,12 +82,6 @@ def test_only_what_was_sealed_in_the_time_counts_and_gaps_are_cut_to_it(house: H
     assert [each.user_id for each in later.targets] == [ANN.user_id]
     assert later.targets[0].schedules == "plants"
     assert found(house, org="nobody").seals is None
-
-
-def _parsed(text: str) -> object:
-    from etl.schema.columns import time_of_text
-
-    return time_of_text(text)
 
 
 def test_users_that_joined_and_left_are_listed(house: House) -> None:
