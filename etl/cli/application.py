@@ -25,11 +25,11 @@ if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command t
     from sqlalchemy import Engine
 
     from etl.domain.guard import Limits
-    from etl.domain.model import Origin
+    from etl.domain.model import Origin, Target
     from etl.gateway import Exchange, Exchanged, Gateway
     from etl.signing.keys import SigningKey
     from etl.store import NewRun, Store
-    from etl.sync import DetailLimits, Rosters, RunContext
+    from etl.sync import DetailLimits, Rosters, RunContext, RunReport
     from etl.sync.cluster import Cluster
 
 _BATCHES_AT_ONCE = 2
@@ -200,6 +200,16 @@ class Application(ExitStack):
             arrived=arrived,
             keeps_answers=self.settings.archive.answers == "changed",
         )
+
+    def run(
+        self, new_run: NewRun, targets: Sequence[Target], context: RunContext | None = None, **more: Any
+    ) -> RunReport:
+        """Run once on this machine; ``more`` is as ``sync.run`` has it."""
+        from etl import sync
+
+        report = sync.run(context or self.run_context(), new_run, targets, self.batches, clock=utc_now, **more)
+        assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
+        return report
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)

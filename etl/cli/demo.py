@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from etl import config, sync
+from etl import config
 from etl.cli import console
 from etl.cli.application import Application, a_run
 from etl.cli.lists import change_table
@@ -56,14 +56,8 @@ def _show(app: Application, number: int, step: tour.Step) -> None:
     console.say(f"\n{number}. {step.title}", "bold cyan")
     console.say(step.text, "dim")
     targets = app.schedules[0].targets
-    report = sync.run(
-        app.run_context(),
-        a_run("command", len(targets), app.schedules[:1], coverage_gap=app.settings.coverage_gap),
-        targets,
-        app.batches,
-        clock=utc_now,
-    )
-    assert report is not None  # noqa: S101 - a command's run has no slot
+    new_run = a_run("command", len(targets), app.schedules[:1], coverage_gap=app.settings.coverage_gap)
+    report = app.run(new_run, targets)
     show_report(report, as_json=False)
 
 

@@ -8,7 +8,7 @@ import pwd
 import shlex
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -16,9 +16,8 @@ from typing import Any, Final
 import click
 from click.exceptions import Exit
 
-from etl import sync
 from etl.cli import CommandGroup, console
-from etl.cli.application import Application, a_run
+from etl.cli.application import a_run
 from etl.cli.lists import no_such_name, require_names
 from etl.cli.options import SHOWN, Options, shared
 from etl.cli.run import show_report
@@ -27,7 +26,6 @@ from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.report import HeldWorkflow, Report
 from etl.sync import RunReport
-from etl.system.clock import utc_now
 
 _ANY: Final = "any"
 _LONGEST_NAME: Final = 200
@@ -92,7 +90,7 @@ def approve(
         held = [each for each in report.held_sets(org=org) if target in (None, each.target)]
         if not held and (target or expect not in (None, _ANY)):
             raise UsageError(f"Nothing is held for {whom}: `flowtrail guard list` shows what is.")
-        done = None
+        done: RunReport | None = None
         if held:
             scope, changes = held[0].scope if target else scope_of_all(held), sum(each.changes for each in held)
             if expect is None:
@@ -104,7 +102,9 @@ def approve(
                     f"the code {code(scope)}. Look at `flowtrail guard list` before you approve them."
                 )
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
-            done = _approve(app, [each.target for each in held], Approval(signature, scopes))
+            targets = [each.target for each in held]
+            context = app.run_context(app.sealing_store())
+            done = app.run(a_run("approval", len(targets)), targets, context, approval=Approval(signature, scopes))
             app.keep_heads()
     if done is None:
         console.json(None) if options.json else console.say("Nothing is held.")
@@ -125,17 +125,6 @@ def _ask_person(rows: Iterable[HeldWorkflow], scope: str, changes: int, *, as_js
     if not click.confirm(f"Approve these {changes} changes (code {code(scope)})?"):
         console.say("Nothing was approved.")
         raise Exit(1)
-
-
-def _approve(app: Application, targets: Sequence[Target], approval: Approval) -> RunReport | None:
-    return sync.run(
-        app.run_context(app.sealing_store()),
-        a_run("approval", len(targets)),
-        targets,
-        app.batches,
-        clock=utc_now,
-        approval=approval,
-    )
 
 
 def _signature(by: str | None) -> str:

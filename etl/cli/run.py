@@ -61,17 +61,9 @@ def sync_now(options: Options, schedules: Sequence[str], retire: bool) -> None:
             scope, gap = {"org_id": options.org, "user_id": options.user}, app.settings.coverage_gap
             new_run = a_run("command", len(targets), chosen, **scope, coverage_gap=gap)
             with interruptible(app), console.progress("fetching", len(targets), hidden=options.json) as arrived:
-                report = sync.run(
-                    app.run_context(store, arrived),
-                    new_run,
-                    targets,
-                    app.batches,
-                    clock=utc_now,
-                    remote=app.cluster,
-                    details=app.details(chosen),
-                )
+                context, details = app.run_context(store, arrived), app.details(chosen)
+                report = app.run(new_run, targets, context, remote=app.cluster, details=details)
         app.keep_heads()
-    assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
     show_report(report, options.json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
