@@ -38,7 +38,6 @@ from etl.web.page import (
     list_page,
     listing_file,
     rows_file,
-    wanted_format,
     whole_number,
 )
 from etl.web.rendering import MEDIA_TYPES, asset
@@ -69,7 +68,8 @@ def first(site: Site, request: Request) -> Response:
 
 
 def trail(site: Site, request: Request) -> Response:
-    asked, fmt = RequestParams(request, {"since": _USUAL_SINCE}), wanted_format(request)
+    asked = RequestParams(request, {"since": _USUAL_SINCE})
+    fmt = asked.format()
     try:
         wanted = {**asked.asked_of(CHANGES, site.now())}
     except HTTPException as error:
@@ -110,7 +110,8 @@ def _users_behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> 
 
 
 def event(site: Site, request: Request) -> Response:
-    asked, fmt = RequestParams(request), wanted_format(request)
+    asked = RequestParams(request)
+    fmt = asked.format()
     number = asked.number("event_id")
     with short_transaction(site.engine) as connection:
         found = next(iter(EVENTS.page(connection, 1, event=number)), None)
@@ -123,7 +124,8 @@ def event(site: Site, request: Request) -> Response:
 
 
 def run(site: Site, request: Request) -> Response:
-    asked, fmt = RequestParams(request), wanted_format(request)
+    asked = RequestParams(request)
+    fmt = asked.format()
     run_id = asked.number("run_id")
     tables = {
         "versions": TableQuery("versions", RunVersion, versions(run_id)),

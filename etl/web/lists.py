@@ -32,7 +32,6 @@ from etl.report.targets import KnownTarget, targets_of_user
 from etl.report.workflow_page import LISTS_THEN, OrgDifference, TooManyLists, difference, first_look
 from etl.web.page import (
     PAGE_ROWS,
-    Paging,
     RequestParams,
     Site,
     TableQuery,
@@ -40,7 +39,6 @@ from etl.web.page import (
     list_page,
     listing_file,
     rows_file,
-    wanted_format,
 )
 
 TICKS: Final = 90
@@ -64,8 +62,8 @@ WORKFLOW_TABLES: Final = ("states", "story", "seen")
 
 
 def all_targets(site: Site, request: Request) -> Response:
-    asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
-    at = asked.moment("as_of", now)
+    asked, now = RequestParams(request), site.now()
+    at, fmt = asked.moment("as_of", now), asked.format()
     if fmt and at:
         wanted = asked.asked_of(TARGETS, now)
         then = targets.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
@@ -80,7 +78,7 @@ def all_targets(site: Site, request: Request) -> Response:
 def one_target(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
     at, since = asked.moment("as_of", now), asked.moment("since", now)
-    fmt, table, paging = wanted_format(request), asked.one_of("table", TARGET_TABLES), asked.paging()
+    fmt, table = asked.format(), asked.one_of("table", TARGET_TABLES)
     with short_transaction(site.engine) as connection:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
         known = _chosen(others, asked.text("expression"))
@@ -88,7 +86,7 @@ def one_target(site: Site, request: Request) -> Response:
         versions = TableQuery("versions", TargetVersion, targets.versions(known.id, at))
         changes = targets.difference(connection, known.target, since, at) if since else []
         if not fmt:
-            shown = paging.cut(listing.page(connection, *paging.window))
+            shown = listing.shown(connection, asked)
             values = _about_target(site, connection, known, at, versions.page(connection, VERSIONS + 1))
             values |= {"then": _coverage(connection, known, at), "before": _coverage(connection, known, since)}
     if fmt and table == "difference":
@@ -139,7 +137,7 @@ def _about_target(
 def all_workflows(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
     at, since = asked.moment("as_of", now), asked.moment("since", now)
-    fmt, table, paging = wanted_format(request), asked.one_of("table", LIST_TABLES), asked.paging()
+    fmt, table = asked.format(), asked.one_of("table", LIST_TABLES)
     with short_transaction(site.engine) as connection:
         orgs = workflow_page.organisations(connection, asked.text("org"), ORGANISATIONS)
         if len(orgs) != 1:
@@ -151,7 +149,7 @@ def all_workflows(site: Site, request: Request) -> Response:
             raise HTTPException(400, "“Compare with” must be earlier than “As of”.")
         changes = difference(connection, org, since, at or now) if since else []
         if not fmt:
-            values = _shown(connection, asked, org, at, paging)
+            values = _shown(connection, asked, org, at)
             values |= {"since": since, "first_look": first_look(connection, org) if since else None}
             values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
         row_type = OrgWorkflowState if at else OrgWorkflow
@@ -164,17 +162,14 @@ def all_workflows(site: Site, request: Request) -> Response:
     return html(request, "workflows.html", values)
 
 
-def _shown(
-    connection: Connection, asked: RequestParams, org: str, at: dt.datetime | None, paging: Paging
-) -> dict[str, Any]:
+def _shown(connection: Connection, asked: RequestParams, org: str, at: dt.datetime | None) -> dict[str, Any]:
     """The rows of a page, and how many workflows have each cycle, whichever is asked for."""
     row_type = OrgWorkflowState if at else OrgWorkflowShown
     few = () if at else OrgWorkflowShown._fields
     listed = TableQuery("workflows", row_type, _statement(connection, asked, org, at, few))
-    rows = listed.page(connection, *paging.window)
     facets = workflow_page.by_cycle(connection, _statement(connection, asked, org, at, few, cycle=""))
     found = sum(number for cycle, number in facets if asked.text("cycle") in ("", cycle))
-    values = paging.cut(rows) | {"facets": facets, "found": found}
+    values = listed.shown(connection, asked) | {"facets": facets, "found": found}
     if at:
         users = workflow_page.users_then(connection, org, [row.flow_id for row in values["rows"]], at)
         values["users"] = [users.get(row.flow_id, 0) for row in values["rows"]]
@@ -212,7 +207,7 @@ def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[A
 def one_workflow(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
     org, flow = asked.id("org"), asked.id("flow")
-    at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", WORKFLOW_TABLES)
+    at, fmt, table = asked.moment("as_of", now), asked.format(), asked.one_of("table", WORKFLOW_TABLES)
     mine = {"org": WHOLE + org, "flow": WHOLE + flow}
     with short_transaction(site.engine) as connection:
         tables = {

@@ -123,11 +123,16 @@ class RequestParams:
         except ValueError as error:
             raise HTTPException(400, f"{error}.") from error
 
-    def paging(self) -> Paging:
+    def page_number(self) -> int:
         number = whole_number(self.text("page") or "1")
         if number is None or not 1 <= number <= _LAST_PAGE:
             raise HTTPException(400, "There is no such page: pages are numbered from 1.")
-        return Paging(number, self.others("page"))
+        return number
+
+    def format(self) -> Format | None:
+        """``?format=``; None is the page itself."""
+        asked = self.one_of("format", FORMATS)
+        return next((known for known in FORMATS if known == asked), None)
 
     def others(self, *names: str) -> list[tuple[str, str]]:
         """The other parameters, without empty values."""
@@ -142,30 +147,6 @@ class RequestParams:
 def whole_number(given: str) -> int | None:
     """The number that ``given`` writes in decimal; None if it writes none, or one that the database cannot compare."""
     return int(given) if given.isascii() and given.isdigit() and len(given) <= _LONGEST_NUMBER else None
-
-
-class Paging(NamedTuple):
-    """A window over rows, and the links to the previous and next ones."""
-
-    number: int
-    others: list[tuple[str, str]]
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """Limit and offset, with one row more than a page shows, to know whether another page follows."""
-        return PAGE_ROWS + 1, (self.number - 1) * PAGE_ROWS
-
-    def cut(self, rows: Sequence[Any]) -> dict[str, Any]:
-        further = len(rows) > PAGE_ROWS
-        return {
-            "rows": rows[:PAGE_ROWS],
-            "number": self.number,
-            "previous": self._to(self.number - 1) if self.number > 1 else "",
-            "next": self._to(self.number + 1) if further else "",
-        }
-
-    def _to(self, number: int) -> str:
-        return "?" + urlencode([*self.others, ("page", str(number))])
 
 
 # ------------------------------------------------------------------------------------------------------ the response
@@ -187,15 +168,20 @@ class TableQuery(NamedTuple):
         """At most ``limit`` rows after the first ``offset``."""
         return [self.row_type(*row) for row in connection.execute(self.statement.limit(limit).offset(offset))]
 
+    def shown(self, connection: Connection, asked: RequestParams) -> dict[str, Any]:
+        """The rows of the page that is asked for, and the links to the previous and the next one."""
+        number = asked.page_number()
+        rows = self.page(connection, PAGE_ROWS + 1, (number - 1) * PAGE_ROWS)
+        return {
+            "rows": rows[:PAGE_ROWS],
+            "number": number,
+            "previous": asked.link(page=str(number - 1)) if number > 1 else "",
+            "next": asked.link(page=str(number + 1)) if len(rows) > PAGE_ROWS else "",
+        }
+
 
 def html(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:
     return HTMLResponse(render(template, {"path": request.url.path, "linked": True, **values}), status)
-
-
-def wanted_format(request: Request) -> Format | None:
-    """``?format=``; None is the page itself."""
-    asked = RequestParams(request).one_of("format", FORMATS)
-    return next((known for known in FORMATS if known == asked), None)
 
 
 def list_page(
@@ -209,13 +195,13 @@ def list_page(
 ) -> Response:
     """A page of what is asked of a list, or all of it as a file; ``beside`` reads what else the page shows, given its
     rows and what is asked."""
-    asked, fmt = RequestParams(request), wanted_format(request)
-    paging, wanted = asked.paging(), asked.asked_of(listing, site.now())
+    asked = RequestParams(request)
+    fmt, wanted = asked.format(), asked.asked_of(listing, site.now())
     table = TableQuery.of(site, listing, **wanted, newest_first=newest_first)
     if fmt:
         return listing_file(site, table, fmt)
     with short_transaction(site.engine) as connection:
-        shown = paging.cut(table.page(connection, *paging.window))
+        shown = table.shown(connection, asked)
         values = beside(site, connection, shown["rows"], wanted)
     return html(request, template, {"asked": asked, "now": site.now(), **values, **shown})
 
