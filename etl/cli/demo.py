@@ -46,7 +46,7 @@ def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
             app.ready(upgrade=True)
             for number, step in enumerate(tour.steps(gateway), 1):
                 _show(app, number, step)
-            _show_trail(app)
+            change_table("\nThe trail, without its baselines", Report(app.engine).changes(kind=DELTA_KINDS))
             _show_what_next(settings_file)
             if serve:
                 _keep_the_page_up(app, listen)
@@ -57,12 +57,7 @@ def _show(app: Application, number: int, step: tour.Step) -> None:
     console.say(step.text, "dim")
     targets = app.schedules[0].targets
     new_run = a_run("command", len(targets), app.schedules[:1], coverage_gap=app.settings.coverage_gap)
-    report = app.run(new_run, targets)
-    show_report(report, as_json=False)
-
-
-def _show_trail(app: Application) -> None:
-    change_table("\nThe trail, without its baselines", Report(app.engine).changes(kind=DELTA_KINDS))
+    show_report(app.run(new_run, targets), as_json=False)
 
 
 def _keep_the_page_up(app: Application, listen: str) -> None:
@@ -71,12 +66,11 @@ def _keep_the_page_up(app: Application, listen: str) -> None:
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise UsageError(f"--listen takes HOST:PORT, not {listen!r}.")
-    now = utc_now
     slots = app.schedules[0].slots
     page = create_app(
         app.engine,
-        now=now,
-        next_fire_times=lambda: {"plants": slots.next_after(now())},
+        now=utc_now,
+        next_fire_times=lambda: {"plants": slots.next_after(utc_now())},
         role=lambda: "active",
         coverage_gap=app.settings.coverage_gap,
         read_health=lambda connection, at: read_within(connection, app.schedules, at),

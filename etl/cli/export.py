@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,13 +176,14 @@ def _origin(app: Application, what: str, options: Options, seals: listings.Seals
 def _rows(
     app: Application, what: str, options: Options, seals: listings.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
-    report, asked, as_of = Report(app.engine), options.filters(), options.moment(options.as_of)
-    if what == "org-events":
-        return OrgWorkflowEvent, report.events(**asked, seals=seals)
-    if what == "changes":
-        return ListChange, report.changes(**asked, seals=seals)
-    if what == "history":
-        return ListState, report.history(**asked)
-    if as_of is not None:
-        return ListWorkflowAsOf, report.flows_as_of(as_of, **asked)
-    return ListWorkflow, report.flows(**asked)
+    report, asked, at = Report(app.engine), options.filters(), options.moment(options.as_of)
+    if at is not None:
+        return ListWorkflowAsOf, report.flows_as_of(at, **asked)
+    lists: dict[str, tuple[type[tuple[Any, ...]], Callable[..., Iterator[tuple[Any, ...]]]]] = {
+        "changes": (ListChange, report.changes),
+        "flows": (ListWorkflow, report.flows),
+        "history": (ListState, report.history),
+        "org-events": (OrgWorkflowEvent, report.events),
+    }
+    row_type, rows = lists[what]
+    return row_type, rows(**asked, seals=seals)

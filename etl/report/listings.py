@@ -148,12 +148,8 @@ def _text(*columns: str) -> Filter:
     return Filter("text", lambda c, dialect, asked: or_(*any_contains(dialect, asked, *(c[name] for name in columns))))
 
 
-def _exact(column: str) -> Filter:
-    return Filter("exact", lambda c, _, asked: c[column] == asked)
-
-
-def _number(column: str) -> Filter:
-    return Filter("number", lambda c, _, asked: c[column] == asked)
+def _equal(column: str, kind: Literal["exact", "number"] = "exact") -> Filter:
+    return Filter(kind, lambda c, _, asked: c[column] == asked)
 
 
 def _one_of(conditions: Mapping[str, Callable[[Any], ColumnElement[bool]]]) -> Filter:
@@ -195,7 +191,7 @@ FLOWS: Final = Listing(
     ListWorkflow,
     _view("list_workflow", ListWorkflow),
     (*_TARGET, "flow_id"),
-    {**_FLOW, **_LISTED, "expression": _exact("expression")},
+    {**_FLOW, **_LISTED, "expression": _equal("expression")},
 )
 CHANGES: Final = Listing(
     "changes",
@@ -284,7 +280,7 @@ EVENTS: Final = Listing(
     OrgWorkflowEvent,
     _view("org_workflow_event", OrgWorkflowEvent),
     ("event_id",),
-    {**_HAPPENED, "kind": _some_of("kind", EVENT_KINDS), "event": _number("event_id")},
+    {**_HAPPENED, "kind": _some_of("kind", EVENT_KINDS), "event": _equal("event_id", "number")},
 )
 STATES: Final = Listing(
     "workflows",
@@ -333,8 +329,8 @@ RUNS: Final = Listing(
     _view("sync_run", SyncRun),
     ("-id",),
     {
-        "schedule": _exact("schedule"),
+        "schedule": _equal("schedule"),
         "status": Filter("one_of", lambda c, _, asked: c.status == asked, STATUSES),
-        "run": _number("id"),
+        "run": _equal("id", "number"),
     },
 )
