@@ -76,14 +76,11 @@ def detail_sentences(connection: Connection, events: Sequence[ListChange], zone:
 
 def details_of_changes(connection: Connection, events: Sequence[ListChange]) -> list[ChangeDetail]:
     """What EnOS said about each of ``events``."""
-    found: dict[tuple[int, str, str], ChangeDetail] = {}
-    detail = workflow_detail
+    detail = workflow_detail.c
     runs, flows = {event.run_id for event in events}, {event.flow_id for event in events}
-    asked = select(detail.c.run_id, detail.c.org_id, detail.c.flow_id, *_COLUMNS)
-    for run_id, org, flow, *columns in connection.execute(
-        asked.where(detail.c.run_id.in_(runs), detail.c.flow_id.in_(flows))
-    ):
-        found[run_id, org, flow] = ChangeDetail(*columns)
+    asked = select(detail.run_id, detail.org_id, detail.flow_id, *_COLUMNS)
+    rows = connection.execute(asked.where(detail.run_id.in_(runs), detail.flow_id.in_(flows)))
+    found = {tuple(row[:3]): ChangeDetail(*row[3:]) for row in rows}
     return [found.get((event.run_id, event.org_id, event.flow_id), NOTHING) for event in events]
 
 
@@ -105,17 +102,14 @@ _COLUMNS: Final = (
 
 def states_with_details(engine: Engine, flow_id: str, states: Iterable[ListState]) -> Iterator[dict[str, Any]]:
     """The states of one workflow with what EnOS said at the end of the run that began each."""
-    found: dict[tuple[Any, ...], ChangeDetail] = {}
-    if any_details(engine):
-        key = (*TARGET_KEY, change_set.c.observed_at)
-        asked = (
-            select(*key, *_COLUMNS)
-            .join_from(workflow_detail, change_set, change_set.c.run_id == workflow_detail.c.run_id)
-            .join(target, (target.c.id == change_set.c.target_id) & (target.c.org_id == workflow_detail.c.org_id))
-            .where(workflow_detail.c.flow_id == flow_id)
-        )
-        with reading(engine) as connection:
-            found = {tuple(row[:4]): ChangeDetail(*row[4:]) for row in connection.execute(asked)}
+    asked = (
+        select(*TARGET_KEY, change_set.c.observed_at, *_COLUMNS)
+        .join_from(workflow_detail, change_set, change_set.c.run_id == workflow_detail.c.run_id)
+        .join(target, (target.c.id == change_set.c.target_id) & (target.c.org_id == workflow_detail.c.org_id))
+        .where(workflow_detail.c.flow_id == flow_id)
+    )
+    with reading(engine) as connection:
+        found = {tuple(row[:4]): ChangeDetail(*row[4:]) for row in connection.execute(asked)}
     for state in states:
         detail = found.get((state.org_id, state.user_id, state.expression, state.valid_from), NOTHING)
         yield state._asdict() | detail._asdict()

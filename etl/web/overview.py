@@ -302,16 +302,8 @@ def _life(connection: Connection, org: str, flow: str) -> dict[str, Any]:
 
 def _policy(inline: dict[str, str]) -> str:
     """A policy that allows nothing from outside, and only exactly these inline texts."""
-    scripts = " ".join(_hash(inline[name]) for name in ("plotly", "app"))
-    return "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {scripts}",
-            f"style-src {_hash(inline['style'])}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
-    )
+    scripts, style = " ".join(_hash(inline[name]) for name in ("plotly", "app")), _hash(inline["style"])
+    return f"default-src 'none'; script-src {scripts}; style-src {style}; base-uri 'none'; form-action 'none'"
 
 
 def _hash(text: str) -> str:
