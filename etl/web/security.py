@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 from collections.abc import Collection
@@ -93,18 +94,14 @@ class ConcurrencyLimit:
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
-        self._most = most
-        self._under_way = 0
+        self._room = asyncio.Semaphore(most)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._under_way >= self._most:
+        if self._room.locked():
             await _TOO_MANY(scope, receive, send)
             return
-        self._under_way += 1
-        try:
+        async with self._room:
             await self._app(scope, receive, send)
-        finally:
-            self._under_way -= 1
 
 
 _TOO_MANY: Final = PlainTextResponse(
