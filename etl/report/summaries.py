@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -267,13 +267,12 @@ def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) 
     doubts = doubts.where(workflow.c.target_id.in_([row.id for row in rows]))
     for target_id, flow_id, doubted in connection.execute(doubts.where(is_held)):
         held[target_id].append((flow_id, doubted))
-    return [_hold(row, held[row.id]) for row in rows]
-
-
-def _hold(row: Any, held: Sequence[tuple[str, str | None]]) -> Hold:
-    whose = Target(row.org_id, row.user_id, row.expression)
-    scope = shown_set(whose, row.held_since, held).scope
-    return Hold(*whose, row.held_since, len(held), row.flow_count, row.reason, code(scope))
+    found = []
+    for row in rows:
+        whose, mine = Target(row.org_id, row.user_id, row.expression), held[row.id]
+        scope = shown_set(whose, row.held_since, mine).scope
+        found.append(Hold(*whose, row.held_since, len(mine), row.flow_count, row.reason, code(scope)))
+    return found
 
 
 # --------------------------------------------------------------------------------------------- pieces of statements

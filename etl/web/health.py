@@ -51,9 +51,10 @@ class Health:
         self.alive = is_progressing
         self.role = role
         self._ready = CachedProbe(lambda: _ready(engine))
-        self._snapshot = CachedProbe(
+        self.snapshot = CachedProbe(
             lambda: health.read(engine, schedules(), now(), known_since()), good_for_seconds=_SNAPSHOT_GOOD_FOR_SECONDS
         )
+        """The health snapshot. Raises DatabaseError if it cannot be read now."""
 
     def readiness(self) -> tuple[bool, DatabaseError | None]:
         """Whether the service can work, and the error of the database or schema.
@@ -85,10 +86,6 @@ class Health:
             return self.snapshot()
         except DatabaseError:
             return None
-
-    def snapshot(self) -> HealthSnapshot:
-        """The health snapshot. Raises DatabaseError if it cannot be read now."""
-        return self._snapshot()
 
 
 def health_routes(health: Health) -> list[BaseRoute]:
