@@ -100,22 +100,19 @@ def test_even_the_owner_is_stopped_by_the_triggers(conninfo: str, statement: str
         as_role(conninfo, OWNER, *trail, statement)
 
 
-@pytest.mark.parametrize("table", sorted(metadata.tables))
-def test_the_writer_may_change_every_table_but_those_of_the_trail(conninfo: str, table: str) -> None:
+@pytest.mark.parametrize("table", [*sorted(metadata.tables), "list_workflow", "org_workflow"])
+def test_the_writer_may_change_all_but_the_trail_and_the_reader_only_reads(conninfo: str, table: str) -> None:
     rights = (
         "SELECT privilege_type FROM pg_class, aclexplode(relacl) "
         "WHERE oid = %s::regclass AND grantee = %s::regrole ORDER BY 1"
     )
     with psycopg.connect(conninfo) as connection:
-        found = [right for (right,) in connection.execute(rights, (table, WRITER))]
-    assert found == (["INSERT", "SELECT"] if table in TRAIL else ["DELETE", "INSERT", "SELECT", "UPDATE"])
-
-
-@pytest.mark.parametrize("table", ["target", "workflow", "change_set", "sync_run", "lease"])
-def test_the_reader_reads_every_view_and_writes_nothing(conninfo: str, table: str) -> None:
-    as_role(conninfo, READER, f"SELECT * FROM {table}", "SELECT * FROM list_workflow", "SELECT * FROM org_workflow")
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        as_role(conninfo, READER, f"INSERT INTO {table} DEFAULT VALUES")
+        writers, readers = (
+            [right for (right,) in connection.execute(rights, (table, role))] for role in (WRITER, READER)
+        )
+    assert readers == ["SELECT"]
+    if table in metadata.tables:
+        assert writers == (["INSERT", "SELECT"] if table in TRAIL else ["DELETE", "INSERT", "SELECT", "UPDATE"])
 
 
 PARTITION = 5_000_000
