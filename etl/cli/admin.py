@@ -154,7 +154,7 @@ def copy_database(options: Options, to: str | None, to_file: Path | None, while_
         for engine in (app.engine, other):
             _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
         written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)
-        with written_meanwhile as source, console.counted("copying", hidden=options.json) as advance:
+        with written_meanwhile as source, console.progress("copying", hidden=options.json) as advance:
             copied = copy.copy(source, other, may_be_written=while_active, progress=advance)
     if options.json:
         console.json([each._asdict() for each in copied])
@@ -191,7 +191,7 @@ def back_up(options: Options, file: Path) -> None:
                 "Nothing was done: PostgreSQL's own tools make the backup (first line) and restore it (second line, "
                 "into a database NEW). They ask for the password, or find it in ~/.pgpass."
             )
-        with console.counted("copying", hidden=False) as advance:
+        with console.progress("copying", hidden=False) as advance:
             backup.backup(app.engine, file, force=options.force, progress=advance)
     console.complain(
         f"{file} written and checked: `flowtrail verify` with it as [database] url proves the trail.", "green"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, zip_longest
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO, cast
+from typing import Any, BinaryIO, Final, TextIO, cast
 
 import msgspec
 from rich.cells import cell_len, chop_cells, set_cell_size
@@ -18,9 +18,7 @@ from etl import config
 from etl.printable import printable, printable_lines
 from etl.system import streams
 
-if TYPE_CHECKING:  # Rich is slow to load, and only a progress bar needs it
-    from rich.progress import Progress
-
+_ALL: Final = "--limit 0 shows all, --json gives every column"
 _GAP: Final = "  "
 _INDENT: Final = "  "
 _NARROWEST_SENTENCE: Final = 24
@@ -127,7 +125,7 @@ def table(
     *,
     zone: dt.tzinfo = dt.UTC,
     most: int | None = None,
-    more: str = "--limit 0 shows all, --json gives every column",
+    more: str = _ALL,
 ) -> bool:
     """Print a table, with a title above, or that it is ``empty``; return whether it has rows.
 
@@ -159,7 +157,7 @@ def rows(title: str, columns: Sequence[str], found: Iterable[Any], empty: str | 
     return table(title, columns, ([getattr(row, name) for name in columns] for row in found), empty, **how)
 
 
-def more_than(most: int | None, found: int, more: str = "--limit 0 shows all, --json gives every column") -> None:
+def more_than(most: int | None, found: int, more: str = _ALL) -> None:
     """Say that there are more rows than the ``most`` that were shown, if more were found."""
     if most is not None and found > most:
         complain(f"There are more than {'this one' if most == 1 else f'these {most}'}: {more}.", "dim")
@@ -245,30 +243,20 @@ def cell(value: object, zone: dt.tzinfo = dt.UTC) -> str:
 
 
 @contextmanager
-def counted(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal's stderr; yields a function that takes what is done, and the total."""
+def progress(what: str, total: int | None = None, *, hidden: bool) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal's stderr; yields a function that advances it by one, or to what is done of a total
+    if it is given both. Any thread may call it."""
     if hidden or not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda *done_and_total: None
         return
-    with _bar() as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal's stderr; yields a function that advances it by one, from any thread."""
-    if hidden or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    with _bar() as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
-
-
-def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int | None = None, of: int | None = None) -> None:
+            bar.update(task, advance=1 if done is None else None, completed=done, total=of)
+
+        yield advance

@@ -107,7 +107,7 @@ def _findings(
 ) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
     sealing = verify.Sealing()
-    with console.counted("replaying", hidden=hidden) as advance, ExitStack() as files:
+    with console.progress("replaying", hidden=hidden) as advance, ExitStack() as files:
 
         def report(progress: verify.Progress) -> None:
             reached[:] = [progress]
