@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -81,8 +81,13 @@ def _serve(app: Application, *, standby: bool) -> bool:
     notifications = Notifications(app, store)
     own = OwnConditions(app, notifications)
     service = _replica(app, store, metrics, notifications, own)
-    own.service, own.verification = service, _verification_of(app, store, service)
-    own.timestamps = _timestamps_of(app, store, service)
+    verification, timestamps = _verification_of(app, store, service), _timestamps_of(app, store, service)
+    own.of_service = lambda: (
+        service.database_condition,
+        service.broken_schedules,
+        verification.condition(),
+        timestamps.condition() if timestamps else None,
+    )
     watcher = ConditionWatcher(
         store,
         active=lambda: service.role == "active",
@@ -98,8 +103,8 @@ def _serve(app: Application, *, standby: bool) -> bool:
         _listening(app, service, metrics, own),
         notifications.running(service),
         watcher.running(),
-        own.verification.running(),
-        own.timestamps.running() if own.timestamps is not None else nullcontext(),
+        verification.running(),
+        timestamps.running() if timestamps else nullcontext(),
         _maintenance(app, service),
     ):
         served = service.serve(standby=standby)
@@ -180,12 +185,8 @@ class OwnConditions:
     """Gathers these conditions on request; from any thread."""
 
     def __init__(self, app: Application, notifications: Notifications) -> None:
-        self.service: Service | None = None
-        """Set once the service exists."""
-        self.verification: Verification | None = None
-        """Set if the service checks its trail."""
-        self.timestamps: TimeStamps | None = None
-        """Set where the service has seals stamped."""
+        self.of_service: Callable[[], Iterable[Condition | None]] = lambda: ()
+        """What the service and its checks say, once they exist."""
         self._app = app
         self._notifications = notifications
         self._cluster_lost_at: dt.datetime | None = None
@@ -211,17 +212,12 @@ class OwnConditions:
         return list(self._found())
 
     def _found(self) -> Iterator[Condition]:
-        if self.service is not None:
-            yield from filter(None, (self.service.database_condition, self.service.broken_schedules))
+        yield from filter(None, self.of_service())
         if self._cluster_lost_at is not None:
             address = self._app.settings.scale.dask
             yield Condition("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
         yield from self._notifications.failing()
         yield from list(self._details.values())
-        for each in (self.verification, self.timestamps):
-            condition = each.condition() if each is not None else None
-            if condition is not None:
-                yield condition
         yield from self._clock()
 
     def _clock(self) -> Iterator[Condition]:
