@@ -29,12 +29,14 @@ import zipfile
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
+from itertools import zip_longest
 from typing import IO, Any, Callable, DefaultDict, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 Row = Dict[str, Any]
 Target = Tuple[str, str, str]
 Flow = List[Any]
 Held = Tuple[Any, ...]
+Columns = List[Tuple[str, str]]
 
 BUNDLE = "flowtrail-audit/1"
 KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
@@ -67,6 +69,8 @@ FILES = {
     "longest_gap_seconds:int interrupted:bool",
     "timestamps": "seal_id:int token:text",
 }
+KEPT_SEAL = "trail_id:text id:int seal:text sealed_at:time"
+KEPT_HEAD = f"{NAMES} version:int hash:hash taken_at:time"
 EVENTS = ("memberships", "holds", "details", "org_events", "pruned_issues")
 CHANGE = ("flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable")
 ATTRIBUTES = {"renamed": 1, "cycle_changed": 2, "editable_changed": 3}
@@ -229,6 +233,25 @@ def refuse(text: str) -> None:
     raise ValueError(f"holds the number {text}")
 
 
+def columns_of(line: str) -> Columns:
+    return [(name, kind) for name, _, kind in (column.partition(":") for column in line.split())]
+
+
+def typed(row: Row, columns: Columns) -> Row:
+    """These columns of a row; times as microseconds. ValueError where a value is none of its kind."""
+    found = {}
+    for name, kind in columns:
+        value, found[name] = row[name], row[name]
+        if value is None and kind[-1] == "?":
+            continue
+        kind = kind.rstrip("?")
+        if not FITS[kind](value):
+            raise ValueError(f"{name} is no {kind}: {shown(value)}")
+        if kind == "time":
+            found[name] = microseconds(value)
+    return found
+
+
 def is_entry(value: Any) -> bool:
     """Whether a value is what the manifest says of a file."""
     return isinstance(value, dict) and tuple(value) == ("bytes", "sha256")
@@ -350,7 +373,7 @@ class Bundle:
 
     def rows(self, name: str) -> Iterator[Row]:
         """The lines of a file; times as microseconds."""
-        columns = [column.partition(":")[::2] for column in FILES[name].split()]
+        columns = columns_of(FILES[name])
         with self.archive.open(f"{name}.jsonl") as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -363,24 +386,16 @@ class Bundle:
         self.unnamed_answers.pop(data_hash, None)
         return self.archive.read(ANSWERS + data_hash) if data_hash in self.answers else None
 
-    def _row(self, line: bytes, columns: List[Tuple[str, str]]) -> Row:
-        row, times = loads(line), {}
+    def _row(self, line: bytes, columns: Columns) -> Row:
+        row = loads(line)
         if not isinstance(row, dict) or list(row) != [name for name, _ in columns]:
             raise ValueError(f"should have the keys {', '.join(name for name, _ in columns)}, in this order")
-        for (name, kind), value in zip(columns, row.values()):
-            if value is None and kind[-1] == "?":
-                continue
-            kind = kind.rstrip("?")
-            if not FITS[kind](value):
-                raise ValueError(f"{name} is no {kind}: {shown(value)}")
-            if kind == "time":
-                times[name] = microseconds(value)
+        found = typed(row, columns)
         if encode(row) + b"\n" != line:
             raise ValueError("is not written as bundles are: no space, nothing escaped that need not be")
         if self.org_id not in (None, row.get("org_id", self.org_id)):
             raise ValueError(f"is of the organisation {shown(row['org_id'])}, and the bundle of {shown(self.org_id)}")
-        row.update(times)
-        return row
+        return found
 
     def covers(self, at: int) -> bool:
         """Whether a time lies in the period of the bundle."""
@@ -434,7 +449,7 @@ class Trail:
         self.seals: List[Row] = []
         self.findings: List[str] = []
         self.members: Dict[Target, None] = {}
-        self.approved: Dict[Tuple[int, Target], Optional[int]] = {}
+        self.approved: Dict[Tuple[int, Target], int] = {}
         """When the hold began that was approved in a run."""
         self.ended: DefaultDict[Tuple[int, Target], List[Held]] = defaultdict(list)
         """What ended in a run of what was held."""
@@ -442,6 +457,8 @@ class Trail:
         """When the hold of a target began."""
         self.waiting: DefaultDict[Target, Dict[Held, None]] = defaultdict(dict)
         """What is held, after the rows so far."""
+        self.missing: Dict[Tuple[int, Target], int] = {}
+        """How many removals are held after a run."""
         self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
 
     def trail_of(self, number: int) -> Row:
@@ -517,7 +534,7 @@ class Trail:
         memberships: List[Row] = []
         latest: Dict[Tuple[str, Target], int] = {}
         for place, name in enumerate(EVENTS):
-            columns = [column.partition(":")[0] for column in FILES[name].split() if column != "id:int"]
+            columns = [column for column, _ in columns_of(FILES[name]) if column != "id"]
             for row in self.bundle.rows(name):
                 run = self.run_of(row, f"{name}.jsonl")
                 if name in ("details", "org_events") and run.opened != "whole":
@@ -555,22 +572,23 @@ class Trail:
         return run
 
     def _keep_hold(self, row: Row) -> None:
-        target = target_of(row)
+        """Nothing is held twice, and nothing ends that did not begin."""
+        target, run_id, kind, held = target_of(row), row["run_id"], row["kind"], held_by(row)
+        place, waiting = f"{name_of(target)}, hold", self.waiting[target_of(row)]
+        require(place, "flow_ids", sorted(set(row["flow_ids"])), row["flow_ids"])
+        require(place, "doubted", sorted(row["doubted"], key=lambda doubt: doubt[:2]), row["doubted"])
         self.holds[target].append(row)
-        require(f"{name_of(target)}, hold", "flow_ids", sorted(set(row["flow_ids"])), row["flow_ids"])
-        require(
-            f"{name_of(target)}, hold", "doubted", sorted(row["doubted"], key=lambda doubt: doubt[:2]), row["doubted"]
-        )
-        waiting = self.waiting[target]
-        if row["kind"] == "held":
-            self.began[target] = self.began[target] if waiting else row["at"]
-            waiting.update(dict.fromkeys(held_by(row)))
-            return
-        self.ended[row["run_id"], target] += held_by(row)
-        for held in held_by(row):
-            waiting.pop(held, None)
-        if row["kind"] == "approved":
-            self.approved[row["run_id"], target] = self.began.get(target)
+        if not waiting:
+            self.began[target] = row["at"]
+        for each in held:
+            if (kind == "held") == (each in waiting) or kind not in ("held", "back", "approved"):
+                self.findings.append(f"{place}: {printable(kind)} of {shown(each[0])} in run {run_id} cannot be")
+            waiting.update({each: None}) if kind == "held" else waiting.pop(each, None)
+        if kind != "held":
+            self.ended[run_id, target] += held
+        if kind == "approved":
+            self.approved[run_id, target] = self.began[target]
+        self.missing[run_id, target] = sum(not each[1] for each in waiting)
 
     def _derive_targets(self, memberships: List[Row]) -> None:
         """Replay the memberships up to what each run saw of them."""
@@ -874,26 +892,20 @@ class Chain:
             require(at, f"workflow {shown(change['flow_id'])}", self.state.get(change["flow_id"]), after)
 
     def _replay(self, changes: List[Row], at: str) -> None:
+        """Apply the changes, which must be just those that lead from the state before to what they say."""
         before = dict(self.state)
-        kinds: DefaultDict[str, List[str]] = defaultdict(list)
         for change in changes:
-            flow_id = change["flow_id"]
-            place = f"{at}, workflow {shown(flow_id)}"
-            old = before.get(flow_id, [flow_id, None, None, None])
-            found = [flow_id, change["old_name"], change["old_cycle"], change["old_editable"]]
-            require(place, "before its change", old, found)
-            after = after_of(change)
-            if change["kind"] == "removed":
-                require(place, "after its removal", [flow_id, None, None, None], after)
-                self.state.pop(flow_id, None)
-            else:
-                if kinds[flow_id]:
-                    require(place, "after its change", self.state.get(flow_id), after)
-                self.state[flow_id] = after
-            kinds[flow_id].append(change["kind"])
-        for flow_id, found in kinds.items():
-            right = kinds_of(before.get(flow_id), self.state.get(flow_id), self.version == 0)
-            require(f"{at}, workflow {shown(flow_id)}", "kind", right, found)
+            self.state.pop(change["flow_id"], None)
+            if change["kind"] != "removed":
+                self.state[change["flow_id"]] = after_of(change)
+        touched = sorted({change["flow_id"] for change in changes})
+        expected = [
+            row
+            for each in touched
+            for row in changes_of(each, before.get(each), self.state.get(each), self.version == 0)
+        ]
+        for right, found in zip_longest(expected, ([change[name] for name in CHANGE] for change in changes)):
+            require(f"{at}, workflow {shown((right or found)[0])}", "change", right, found)
         if not changes and self.version:
             raise Broken(at, "changes nothing")
 
@@ -960,13 +972,15 @@ def after_of(change: Row) -> Flow:
     return [change["flow_id"], change["new_name"], change["new_cycle"], change["new_editable"]]
 
 
-def kinds_of(before: Optional[Flow], after: Optional[Flow], first: bool) -> List[str]:
+def changes_of(flow_id: str, before: Optional[Flow], after: Optional[Flow], first: bool) -> List[List[Any]]:
+    """The rows of the changes of a workflow from one state to another, in their order."""
+    old, new = before or [flow_id, None, None, None], after or [flow_id, None, None, None]
+    kinds = [kind for kind, column in sorted(ATTRIBUTES.items()) if old[column] != new[column]]
     if before is None:
-        return ["baseline" if first else "added"]
-    if after is None:
-        return ["removed"]
-    named = (("cycle_changed", 2), ("editable_changed", 3), ("renamed", 1))
-    return [kind for kind, column in named if before[column] != after[column]]
+        kinds = ["baseline" if first else "added"]
+    elif after is None:
+        kinds = ["removed"]
+    return [[flow_id, kind, old[1], new[1], old[2], new[2], old[3], new[3]] for kind in kinds]
 
 
 def require_possible(span: Row, at: str) -> None:
@@ -1010,46 +1024,6 @@ def flows_of(data: bytes) -> Dict[str, Flow]:
 # ------------------------------------------------------------------------------------------------- all of it, in order
 
 
-class Kept(NamedTuple):
-    """A line of a kept file with a seal."""
-
-    place: str
-    number: int
-    seal: str
-    trail_id: str
-    sealed_at: int
-
-
-class KeptHead(NamedTuple):
-    """A line of a kept file with the head of a target's chain."""
-
-    place: str
-    target: Target
-    version: int
-    hash: str
-    taken_at: int
-
-
-class KeptFile(NamedTuple):
-    """The lines of a kept file; ``cut``: the number of its last one if a crash cut that short."""
-
-    seals: List[Kept]
-    heads: List[KeptHead]
-    cut: Optional[int] = None
-
-
-class End:
-    """The versions of a target that are in the bundle: from which to which, and their hashes."""
-
-    def __init__(self, change_sets: List[Row]) -> None:
-        self.first = change_sets[0]["version"] if change_sets else 1
-        self.hashes = [bytes.fromhex(row["hash"]) for row in change_sets]
-
-    @property
-    def last(self) -> int:
-        return int(self.first) + len(self.hashes) - 1
-
-
 class Check:
     """A whole check; ``findings`` are its result."""
 
@@ -1064,7 +1038,8 @@ class Check:
         self.approvers: Dict[str, None] = {}
         self.asked: Dict[Target, None] = {}
         """The targets of the runs that are opened, and those that have a version."""
-        self.ends: Dict[Target, End] = {}
+        self.ends: Dict[Target, Tuple[int, List[bytes]]] = {}
+        """The first version of each target that is here, and the hashes from it on."""
         self.replayed = False
 
     def run(self) -> None:
@@ -1173,11 +1148,9 @@ class Check:
     def _check_target(self, target: Target, taken: Dict[str, List[Row]], attendance: Attendance) -> None:
         issues = self._issues(target, taken["issues"])
         self._tell_runs(taken["change_sets"], issues)
-        self.ends[target] = End(taken["change_sets"])
+        versions = [row["version"] for row in taken["change_sets"]]
+        self.ends[target] = (min(versions, default=1), [bytes.fromhex(row["hash"]) for row in taken["change_sets"]])
         changes, spans = by_version_of(taken["changes"]), by_version_of(taken["spans"])
-        for name in ("openings", "change_sets"):
-            if len({row["version"] for row in taken[name]}) != len(taken[name]):
-                raise Broken(name_of(target), f"{name}: a version is there twice")
         chain = Chain(target, self.trail, taken["openings"][0] if taken["openings"] else None)
         if chain.opening is not None:
             chain.see(spans.pop(chain.version, []), True)
@@ -1219,21 +1192,13 @@ class Check:
         return runs
 
     def _require_holds(self, target: Target, issues: List[Row]) -> None:
-        """What is held, run by run: as many as the issue says, and nothing ends that did not begin."""
-        held: Dict[Held, None] = {}
-        place = f"{name_of(target)}, hold"
-        by_run: Dict[int, int] = {}
+        """As many are missing as the issue says, and the answers show what is held."""
         for event in self.trail.holds[target]:
-            for each in held_by(event):
-                begins = event["kind"] == "held"
-                if begins == (each in held) or event["kind"] not in ("held", "back", "approved"):
-                    raise Broken(place, f"{event['kind']} of {shown(each[0])} in run {event['run_id']} cannot be")
-                held.update({each: None}) if begins else held.pop(each)
-            by_run[event["run_id"]] = sum(not each[1] for each in held)
-            self._require_hold_answer(event, f"{place} in run {event['run_id']}")
+            self._require_hold_answer(event, f"{name_of(target)}, hold in run {event['run_id']}")
         for row in issues:
-            if row["verdict"] == "held" and row["run_id"] in by_run:
-                require(f"{name_of(target)}, run {row['run_id']}", "missing", by_run[row["run_id"]], row["missing"])
+            if row["verdict"] == "held" and (row["run_id"], target) in self.trail.missing:
+                missing = self.trail.missing[row["run_id"], target]
+                require(f"{name_of(target)}, run {row['run_id']}", "missing", missing, row["missing"])
 
     def _require_hold_answer(self, event: Row, at: str) -> None:
         """The kept answer lists what came back, and nothing that is held or approved."""
@@ -1268,39 +1233,42 @@ class Check:
         self.compared[what] += 1
         self.compared["confirmed"] = max(self.compared["confirmed"], number)
 
-    def compare_kept(self, kept: KeptFile, name: str) -> None:
+    def compare_kept(self, kept: List[Row], name: str) -> None:
         """Compare the lines of a kept file. A bundle cannot have what was sealed after it was made."""
-        own, younger = {trail["trail_id"] for trail in self.trail.trails}, 0
-        for line in kept.seals:
-            if line.trail_id not in own:
-                self.findings.append(f"{line.place}: is of the trail {shown(line.trail_id)}, and the bundle of another")
-            elif line.number > len(self.trail.seals) and line.sealed_at > self.bundle.made_at:
+        own, younger, beside = {trail["trail_id"] for trail in self.trail.trails}, 0, 0
+        for line in kept:
+            if "trail_id" not in line:
+                beside += not self.replayed or not self._compare_head(line)
+            elif line["trail_id"] not in own:
+                trail = shown(line["trail_id"])
+                self.findings.append(f"{line['place']}: is of the trail {trail}, and the bundle of another")
+            elif line["id"] > len(self.trail.seals) and line["sealed_at"] > self.bundle.made_at:
                 younger += 1
             else:
-                self.compare(line.number, line.seal, line.place, line.trail_id, line.sealed_at)
-        beside = sum(not self._compare_head(head) for head in kept.heads) if self.replayed else len(kept.heads)
-        if younger + beside == len(kept.seals) + len(kept.heads):
+                self.compare(line["id"], line["seal"], line["place"], line["trail_id"], line["sealed_at"])
+        if younger + beside == len(kept):
             made_at = moment(self.bundle.made_at)
             why = f"all {younger} kept lines are younger than the bundle, made at {made_at}" if younger else "none fits"
             self.findings.append(f"{printable(name)}: nothing was compared with it: {why}")
         self.notes += [said("younger", lines=younger)] if younger else []
         self.notes += [said("beside", heads=beside)] if beside else []
 
-    def _compare_head(self, head: KeptHead) -> bool:
+    def _compare_head(self, head: Row) -> bool:
         """Compare the head of a chain; False where the bundle need not contain its version."""
-        end = self.ends.get(head.target, End([]))
-        place = f"{head.place}: {name_of(head.target)}"
-        if head.version < end.first or self.bundle.org_id not in (None, head.target[0]):
+        target, version = target_of(head), head["version"]
+        first, hashes = self.ends.get(target, (1, []))
+        last, place = first + len(hashes) - 1, f"{head['place']}: {name_of(target)}"
+        if version < first or self.bundle.org_id not in (None, target[0]):
             return False
-        if head.version <= end.last:
-            found = end.hashes[head.version - end.first].hex()
-            if found != head.hash:
-                wanted = f"should have the hash {shown(head.hash)}, but has {shown(found)}: altered, or replaced"
-                self.findings.append(f"{place}, version {head.version} {wanted}")
+        if version <= last:
+            found = hashes[version - first].hex()
+            if found != head["hash"]:
+                wanted = f"should have the hash {shown(head['hash'])}, but has {shown(found)}: altered, or replaced"
+                self.findings.append(f"{place}, version {version} {wanted}")
             self._confirm("heads")
             return True
-        if head.taken_at < self._complete_until():
-            self.findings.append(f"{place}: the bundle ends with version {end.last}, before version {head.version}")
+        if head["taken_at"] < self._complete_until():
+            self.findings.append(f"{place}: the bundle ends with version {last}, before version {version}")
             return True
         return False
 
@@ -1477,37 +1445,22 @@ def public_key_in(text: bytes) -> bytes:
 # -------------------------------------------------------------------------------------------------- the command line
 
 
-def kept_file(text: bytes) -> KeptFile:
-    """The seals and the heads in a kept file."""
-    seals: List[Kept] = []
-    heads: List[KeptHead] = []
+def kept_file(text: bytes) -> Tuple[List[Row], Optional[int]]:
+    """The lines of a kept file, and the number of its last one if a crash cut that short."""
+    kept: List[Row] = []
     lines = text.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        place = f"kept line {number}"
         try:
             row = loads(line)
-            seals.append(kept_seal(row, place)) if "trail_id" in row else heads.append(kept_head(row, place))
+            columns = columns_of(KEPT_SEAL if "trail_id" in row else KEPT_HEAD)
+            kept.append({**typed(row, columns), "place": f"kept line {number}"})
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines) and not is_whole(line):
-                return KeptFile(seals, heads, number)
+                return kept, number
             raise ValueError(f"line {number} is no kept seal and no kept head") from None
-    return KeptFile(seals, heads)
-
-
-def kept_seal(row: Row, place: str) -> Kept:
-    known = Kept(place, row["id"], row["seal"], row["trail_id"], microseconds(row["sealed_at"]))
-    if not (FITS["int"](known.number) and is_text(known.seal) and is_text(known.trail_id)):
-        raise ValueError
-    return known
-
-
-def kept_head(row: Row, place: str) -> KeptHead:
-    known = KeptHead(place, target_of(row), row["version"], row["hash"], microseconds(row["taken_at"]))
-    if not (all(map(is_text, known.target)) and FITS["int"](known.version) and FITS["hash"](known.hash)):
-        raise ValueError
-    return known
+    return kept, None
 
 
 def is_whole(line: bytes) -> bool:
@@ -1551,7 +1504,7 @@ def checked(
     file: IO[bytes],
     archive: zipfile.ZipFile,
     seals: List[Tuple[int, str]],
-    kept: Optional[KeptFile],
+    kept: Optional[Tuple[List[Row], Optional[int]]],
     name: str,
     public_keys: List[bytes],
 ) -> int:
@@ -1564,8 +1517,8 @@ def checked(
         for number, seal in seals:
             check.compare(number, seal, "--seal")
         if kept is not None:
-            check.compare_kept(kept, name)
-            check.notes += [said("cut", number=kept.cut, file=printable(name))] if kept.cut else []
+            check.compare_kept(kept[0], name)
+            check.notes += [said("cut", number=kept[1], file=printable(name))] if kept[1] else []
         check.check_signatures(public_keys)
         check.check_timestamps()
         counts.update({name: check.counts[name] for name in counts}, seals=len(check.trail.seals))
