@@ -24,10 +24,9 @@ from etl.verify.heads import heads
 from etl.verify.heads_file import HeadsFile, whole_lines
 from etl.verify.history import history
 from etl.verify.kept import against, latest_seal_line, seal_lines
-from etl.verify.observations import observations
+from etl.verify.observations import RunTimes, observations, run_times
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, TOUCHED, Row, Rows, opened
-from etl.verify.run_index import RunTimes, run_times
 from etl.verify.runs import Sealing
 from etl.verify.seals import Authorities, PublicKey, last_seal, seals, timestamps
 

@@ -17,8 +17,8 @@ from etl.domain.diff import baseline, diff
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.verify.finding import Broken, Verbatim, require, shown
+from etl.verify.observations import NO_RUNS_KNOWN, RunTimes
 from etl.verify.rows import ChangeSetRow, SpanRow, TargetRow, WorkflowRow
-from etl.verify.run_index import NO_RUNS_KNOWN, RunTimes
 
 _encode: Final = msgspec.json.Encoder().encode
 _SECOND: Final = dt.timedelta(seconds=1)

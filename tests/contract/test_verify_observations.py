@@ -7,11 +7,9 @@ import datetime as dt
 import pytest
 from sqlalchemy import Engine
 
-from etl.domain.model import Target
 from etl.errors import Refused
 from etl.store import NewRun
-from etl.verify.observations import observations
-from etl.verify.run_index import Count, Memberships, Run, RunGroup, RunIndex, Span
+from etl.verify.observations import Between, Count, RunGroup, RunTime, listed_by, observations
 from tests.support.builders import flow, numbered
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, CAT, House, Intruder, die, live
@@ -110,18 +108,18 @@ def at(minutes: float) -> dt.datetime:
     return START + dt.timedelta(minutes=minutes)
 
 
-def run(seen: int, start: float, end: float) -> Run:
-    return Run(seen, at(start), at(end), certain=True)
+def run(seen: int, start: float, end: float) -> RunTime:
+    return RunTime(seen, at(start), at(end), certain=True)
 
 
-def span(first: float, last: float, before: float | None = None, after: float | None = None) -> Span:
-    return Span(at(first), at(last), AGO if before is None else at(before), NEVER if after is None else at(after))
+def span(first: float, last: float, before: float | None = None, after: float | None = None) -> Between:
+    return Between(at(first), at(last), AGO if before is None else at(before), NEVER if after is None else at(after))
 
 
 NAMED = {"schedules": ["plants"], "org_id": None, "user_id": None}
 
 
-def slowly(runs: list[Run], of: Span, listed: list[tuple[int, int]]) -> Count:
+def slowly(runs: list[RunTime], of: Between, listed: list[tuple[int, int]]) -> Count:
     met = [each for each in runs if each.meets(of) and any(a <= each.seen < b for a, b in listed)]
     return Count(sum(each.meets_no_other(of) for each in met), len(met))
 
@@ -141,8 +139,5 @@ def test_runs_are_counted_as_if_one_went_through_them_all() -> None:
 
 def test_a_user_is_listed_while_any_of_the_schedules_lists_him() -> None:
     moves = [(1, "a", True), (3, "b", True), (4, "a", False), (6, "b", False), (7, "c", True), (9, "a", True)]
-    listed = Memberships(moves)
-    assert list(listed.by(frozenset({"a", "b"}))) == [(1, 6), (9, 2**63)]
-    assert list(listed.by(frozenset({"c"}))) == [(7, 2**63)]
-    assert list(listed.by(frozenset({"x"}))) == []
-    assert RunIndex().count(Target("o", "u"), span(0, 1), listed) == Count(0, 0)
+    expected = {"ab": [(1, 6), (9, 2**63)], "c": [(7, 2**63)], "x": []}
+    assert {schedules: list(listed_by(moves, frozenset(schedules))) for schedules in expected} == expected
