@@ -117,6 +117,8 @@ _LINKS: Final = {
     ),
 }
 """The pages that show a condition's targets."""
+_OUTAGES: Final = {"gateway_down", "credentials_refused", "targets_failing", "targets_overdue"}
+"""Conditions that say why nobody is looking."""
 
 
 def _problems(
@@ -135,15 +137,15 @@ def _problems(
     gaps = f"{counted(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     silence = f"Nobody has looked for long: the last time was {ago(newest, now)}."
     wrong = health.conditions(own)
-    degraded = any(each.severity != "notice" for each in wrong)
+    is_outage = any(each.code in _OUTAGES for each in wrong)
     last_with = {each.remedy: each for each in wrong}
     candidates = (
         *((True, _with_remedy(each, last_with), _link(each)) for each in wrong),
         (health.never_observed, never, "/targets?show=never_observed"),
-        # What follows from an outage, which is a line of its own already.
-        (not degraded and newest and now - newest > coverage_gap, silence, ""),
-        (not degraded and open_gaps, gaps, "/gaps"),
-        (not degraded and last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),
+        # An outage has a line of its own already; these follow from it.
+        (not is_outage and newest and now - newest > coverage_gap, silence, ""),
+        (not is_outage and open_gaps, gaps, "/gaps"),
+        (not is_outage and last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),
         (last and last.status == "aborted", f"The last run, {ago(ended, now)}, was aborted.", ""),
     )
     return [{"said": said, "href": href} for is_so, said, href in candidates if is_so]

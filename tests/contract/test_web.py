@@ -303,6 +303,14 @@ def test_what_the_service_knows_of_itself_is_a_problem_at_once(engine: Engine) -
     assert "plants.toml is not valid TOML." in first.partition('<ul class="problems">')[2]
 
 
+def test_only_an_outage_explains_that_nobody_looks(engine: Engine, diary: Diary) -> None:
+    diary.answer(numbered(1, 3), START)
+    ours, outage = (Condition(code, "Something is wrong") for code in ("receiver_failing", "gateway_down"))
+    for own, is_told in ([], True), ([ours], True), ([outage], False), ([ours, outage], False):
+        with site(engine, now=after(days=9), own=lambda own=own: own) as running:
+            assert ("Nobody has looked for long" in get(running, "/").text) is is_told, own
+
+
 def test_a_clock_that_went_back_is_a_problem_and_times_ahead_of_now_are_no_observations(
     engine: Engine, fill: Fill
 ) -> None:

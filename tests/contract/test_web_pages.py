@@ -258,6 +258,8 @@ def test_targets_are_found_by_all_or_part_of_an_id(server) -> None:
     assert users(org="=o1") == ["alice", "bob"]
     assert users(user="=dave", show="problems") == ["dave"]
     assert users(user="%") == []
+    listed = {row["user_id"]: row["flow_count"] for row in rows(server, "/targets")}
+    assert users(show="empty") == [user for user, workflows in listed.items() if not workflows]
     assert "No target has such ids" in get(server, "/targets", user="nobody", as_of="yesterday").text
 
 
