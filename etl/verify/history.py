@@ -14,7 +14,7 @@ from etl.domain.holds import as_text
 from etl.domain.model import USUAL_COVERAGE_GAP, Doubt, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
-from etl.verify.rows import pages
+from etl.verify.rows import by_target, pages
 
 _AT_ONCE: Final = 5_000
 _latest: Final = (
@@ -107,9 +107,9 @@ def _holds(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding
     if not rows:
         return
     within = (rows[0].id, rows[-1].id)
-    events = _by_target(connection, _EVENTS.where(hold_event.c.target_id.between(*within)))
-    waiting = _by_target(connection, _WAITING.where(workflow.c.target_id.between(*within)))
-    approved = _by_target(connection, _APPROVED.where(change_set.c.target_id.between(*within)))
+    events = by_target(connection, _EVENTS.where(hold_event.c.target_id.between(*within)))
+    waiting = by_target(connection, _WAITING.where(workflow.c.target_id.between(*within)))
+    approved = by_target(connection, _APPROVED.where(change_set.c.target_id.between(*within)))
     for row in rows:
         found = {each.flow_id: (each.missing_since, each.doubted) for each in waiting.get(row.id, ())}
         scopes = {each.observed_at: each.approved_scope for each in approved.get(row.id, ())}
@@ -169,11 +169,6 @@ def _waiting(held: Mapping[Doubt, Any]) -> dict[str, tuple[Any, Any]]:
         flow_id: (removed.get(flow_id), as_text(doubt for doubt in others if doubt.flow_id == flow_id))
         for flow_id in {doubt.flow_id for doubt in held}
     }
-
-
-def _by_target(connection: Connection, query: Any) -> dict[int, list[Row[Any]]]:
-    rows = connection.execute(query).all()
-    return {number: list(group) for number, group in groupby(rows, key=lambda row: row.target_id)}
 
 
 def _finding(row: Row[Any], what: str, expected: str, found: str) -> Finding:

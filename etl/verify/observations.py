@@ -14,25 +14,31 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Engine, Row, bindparam, select
+from sqlalchemy import BigInteger, Connection, Engine, Row, bindparam, select, text
 
 from etl.database import STREAMED
 from etl.domain.chain import encode
 from etl.domain.model import Target
 from etl.schema import UtcTime, sync_run, target
 from etl.verify.finding import Finding
-from etl.verify.rows import by_target, pages, statements
+from etl.verify.rows import by_target, pages
 
 _AT_ONCE: Final = 2_000
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 _NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _BY_NAME: Final = "targets"
-_SQL: Final = statements("observations")
+_WRITTEN: Final = re.split(
+    r"^-- (\w+):.*\n", (files("etl.verify") / "observations.sql").read_text("utf-8"), flags=re.MULTILINE
+)
+_SQL: Final = dict(zip(_WRITTEN[1::2], map(text, _WRITTEN[2::2]), strict=True))
+"""The statements of the file beside this module, by the word in the comment before each."""
 _TARGETS: Final[Any] = select(target.c.id)
 _SPANS: Final = _SQL["spans"].columns(first_at=UtcTime(), last_at=UtcTime(), ended_at=UtcTime())
 _ISSUES, _MOVES = _SQL["issues"], _SQL["moves"]
@@ -170,6 +176,7 @@ class RunIndex:
             rows = connection.execute(_RUNS, {"after": self._last, "again": sorted(self._open)}).all()
             for row in rows:
                 self._take(row)
+            self._last = max([self._last, *(row.id for row in rows)])  # one that cannot be read is met again
             if rows:
                 self._groups = list(self._grouped())
         except (ValueError, LookupError, TypeError):
@@ -187,7 +194,6 @@ class RunIndex:
         return Count(least, most)
 
     def _take(self, row: Row[Any]) -> None:
-        self._last = max(self._last, row.id)
         (self._open.discard if row.sealed else self._open.add)(row.id)
         scope = json.loads(row.scope)
         seen = int(scope.pop("membership_id"))
@@ -247,7 +253,7 @@ def observations(engine: Engine) -> Iterator[Finding]:
         if not targets or not runs.update(connection):
             return
         within = {"first": targets[0].id, "last": targets[-1].id}
-        spans, issues, moves = (by_target(connection, query, within) for query in (_SPANS, _ISSUES, _MOVES))
+        spans, issues, moves = (by_target(connection, query, **within) for query in (_SPANS, _ISSUES, _MOVES))
         for number, rows in spans.items():
             of = Target(rows[0].org_id, rows[0].user_id, rows[0].expression)
             listed = [(move.id, move.schedule, move.kind == "joined") for move in moves.get(number, ())]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
-from importlib.resources import files
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -21,10 +19,8 @@ from sqlalchemy import (
     Executable,
     Select,
     Table,
-    TextClause,
     bindparam,
     select,
-    text,
     union,
 )
 from sqlalchemy import Row as SqlRow
@@ -251,18 +247,10 @@ def as_read(_: Connection, rows: Sequence[SqlRow[Any]]) -> Sequence[SqlRow[Any]]
     return rows
 
 
-def by_target(
-    connection: Connection, query: Executable, within: Mapping[str, int]
-) -> Mapping[int, Sequence[SqlRow[Any]]]:
+def by_target(connection: Connection, query: Executable, **within: int) -> dict[int, list[SqlRow[Any]]]:
     """The rows of some targets, whose ids are the first column and the order, by these ids."""
     rows = connection.execute(query, within)
     return {number: list(group) for number, group in groupby(rows, itemgetter(0))}
-
-
-def statements(name: str) -> dict[str, TextClause]:
-    """The statements of a file beside this module, by the word in the comment before each."""
-    written = re.split(r"^-- (\w+):.*\n", (files("etl.verify") / f"{name}.sql").read_text("utf-8"), flags=re.MULTILINE)
-    return dict(zip(written[1::2], map(text, written[2::2]), strict=True))
 
 
 def rows_of(connection: Connection, statement: Executable, **values: Any) -> Sequence[SqlRow[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 
 import pytest
 from sqlalchemy import Engine
@@ -39,6 +40,17 @@ def test_observations_of_a_running_and_of_a_dead_run_may_count(house: House) -> 
     assert found(house) == []
     die(house)
     house.serve({"plants": [ANN, BEN], "wind": [ANN]})
+    assert found(house) == []
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_nothing_is_compared_while_a_run_cannot_be_read(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["etl.verify.observations"], "_AT_ONCE", 1)
+    for _ in range(3):
+        house.serve({"plants": [ANN, BEN, CAT]})
+    intruder = Intruder(house.engine)
+    intruder.run("UPDATE sync_run SET scope = '{}' WHERE id = 2")
+    intruder.engine.dispose()
     assert found(house) == []
 
 
