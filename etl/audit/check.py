@@ -459,6 +459,8 @@ class Trail:
         """What is held, after the rows so far."""
         self.missing: Dict[Tuple[int, Target], int] = {}
         """How many removals are held after a run."""
+        self.impossible: Dict[Tuple[int, Target], str] = {}
+        """What was held twice or ended without having begun, by the run that says so."""
         self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
 
     def trail_of(self, number: int) -> Row:
@@ -548,6 +550,7 @@ class Trail:
                     self._keep_hold(row)
                 elif name == "pruned_issues" and row["pruned_run_id"] in self.runs:
                     self.runs[row["pruned_run_id"]].pruned = True
+        self.findings += self.impossible.values()
         self._derive_targets(memberships)
         for row in self.bundle.rows("hashes"):
             run = self.run_of(row, "hashes.jsonl")
@@ -582,7 +585,8 @@ class Trail:
             self.began[target] = row["at"]
         for each in held:
             if (kind == "held") == (each in waiting) or kind not in ("held", "back", "approved"):
-                self.findings.append(f"{place}: {printable(kind)} of {shown(each[0])} in run {run_id} cannot be")
+                wrong = f"{place}: {printable(kind)} of {shown(each[0])} in run {run_id} cannot be"
+                self.impossible.setdefault((run_id, target), wrong)
             waiting.update({each: None}) if kind == "held" else waiting.pop(each, None)
         if kind != "held":
             self.ended[run_id, target] += held
