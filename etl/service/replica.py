@@ -45,6 +45,19 @@ class Service:
     ``context.stop`` cuts requests off; it is set when the grace period is nearly over.
     """
 
+    role: str = "starting"
+    """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
+    database_condition: Condition | None = None
+    """Why it cannot work, while it cannot."""
+    broken_schedules: Condition | None = None
+    """Why the last reload failed, until one succeeds."""
+    was_active = False
+    """Whether this replica is active, or was when it could last reach the database."""
+    _other: str | None = None
+    """The replica that was active when this one last looked."""
+    ended = True
+    """After `serve`: whether every run had ended when the grace period was over."""
+
     def __init__(
         self,
         context: RunContext,
@@ -89,18 +102,6 @@ class Service:
             remote=remote,
             details=details,
         )
-        self.role = "starting"
-        """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
-        self.database_condition: Condition | None = None
-        """Why it cannot work, while it cannot."""
-        self.broken_schedules: Condition | None = None
-        """Why the last reload failed, until one succeeds."""
-        self.was_active = False
-        """Whether this replica is active, or was when it could last reach the database."""
-        self._other: str | None = None
-        """The replica that was active when this one last looked."""
-        self.ended = True
-        """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service.replica")
 
     # ------------------------------------------------------------------------------------------- start and stop

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence, Set
-from operator import itemgetter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
@@ -26,12 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.chain import FORMAT, GENESIS, encode
-from etl.domain.holds import as_text
+from etl.domain.chain import FORMAT, GENESIS
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Doubt, Issue, Outcome, Span
+from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
-from etl.store import details, turnover
+from etl.store import details, holds, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
@@ -154,9 +152,9 @@ def apply(
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
     _replay(connection, numbered)
-    _execute_many(connection, _MISSING, _missing_rows(won))
-    _execute_many(connection, _DOUBTED, _doubted_rows(won))
-    _execute_many(connection, insert(hold_event), _hold_events(run_id, won))
+    _execute_many(connection, _MISSING, holds.missing_rows(won))
+    _execute_many(connection, _DOUBTED, holds.doubted_rows(won))
+    _execute_many(connection, insert(hold_event), holds.hold_events(run_id, won))
     _write_targets(connection, won, _open_spans(connection, won))
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
@@ -255,64 +253,6 @@ def _upsert(connection: Connection) -> Any:
             "changed_at": new.changed_at,
         },
     )
-
-
-def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """Mark what is held from now on, and clear what came back. (Rows of removed workflows are gone already.)"""
-    return [
-        {"of_target": outcome.fence.target_id, "of_flow": flow_id, "since": since}
-        for outcome in outcomes
-        for flow_ids, since in (
-            (outcome.missing - outcome.missing_before, outcome.observed_at),
-            (outcome.missing_before - outcome.missing, None),
-        )
-        for flow_id in sorted(flow_ids)
-    ]
-
-
-def _doubted_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """What is held of the workflows of which another change is held than before."""
-    return [
-        {
-            "of_target": outcome.fence.target_id,
-            "of_flow": flow_id,
-            "doubts": as_text(doubt for doubt in outcome.doubted if doubt.flow_id == flow_id),
-        }
-        for outcome in outcomes
-        for flow_id in sorted({doubt.flow_id for doubt in outcome.doubted ^ outcome.doubted_before})
-    ]
-
-
-def _hold_events(run_id: int, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """The holds that began, and how earlier ones ended."""
-    return [
-        {
-            "target_id": outcome.fence.target_id,
-            "run_id": run_id,
-            "kind": kind,
-            "at": outcome.observed_at,
-            "flow_ids": encode(sorted(flow_ids)).decode(),
-            "doubted": encode(sorted(doubts, key=itemgetter(0, 1))).decode(),
-            "data_hash": outcome.data_hash,
-        }
-        for outcome in outcomes
-        if outcome.holds or outcome.missing_before or outcome.doubted_before
-        for kind, (flow_ids, doubts) in _hold_changes(outcome).items()
-        if flow_ids or doubts
-    ]
-
-
-def _hold_changes(outcome: Outcome) -> dict[str, tuple[Set[str], Set[Doubt]]]:
-    """What began to be held, came back, and was approved: removals, and other changes."""
-    changes = outcome.change_set.changes if outcome.change_set else ()
-    ended, undoubted = outcome.missing_before - outcome.missing, outcome.doubted_before - outcome.doubted
-    removed = ended & {change.flow_id for change in changes if change.kind == "removed"}
-    changed = undoubted & {change.as_doubted() for change in changes}
-    return {
-        "held": (outcome.missing - outcome.missing_before, outcome.doubted - outcome.doubted_before),
-        "back": (ended - removed, undoubted - changed),
-        "approved": (removed, changed),
-    }
 
 
 def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int, int]:
