@@ -76,7 +76,7 @@ def seals_after(engine: Engine, after: int) -> Seals:
     return Seals(after, max(after, last or 0))
 
 
-class Listing(NamedTuple, Generic[T]):
+class ListView(NamedTuple, Generic[T]):
     """A list: ``rows`` are all of one moment, in constant memory; ``page`` is read in the caller's transaction."""
 
     name: str
@@ -186,27 +186,27 @@ _STORY: Final = ("org_id", "flow_id")
 
 # ---------------------------------------------------------------------------------------------------- users' lists
 
-FLOWS: Final = Listing(
+FLOWS: Final = ListView(
     "flows",
     ListWorkflow,
     _view("list_workflow", ListWorkflow),
     (*_TARGET, "flow_id"),
     {**_FLOW, **_LISTED, "expression": _equal("expression")},
 )
-CHANGES: Final = Listing(
+CHANGES: Final = ListView(
     "changes",
     ListChange,
     _view("list_change", ListChange),
     ("observed_at", "change_set_id", "flow_id", "kind"),
     {**_HAPPENED, "kind": _some_of("kind", CHANGE_KINDS)},
 )
-HISTORY: Final = Listing(
+HISTORY: Final = ListView(
     "history", ListState, _view("list_history", ListState), (*_TARGET, "flow_id", "valid_from"), _FLOW
 )
 
 HELD: Final = "held"
 """Stands for an error code if something is held."""
-TARGETS: Final = Listing(
+TARGETS: Final = ListView(
     "targets",
     TargetHealth,
     _view("target_health", TargetHealth),
@@ -235,7 +235,7 @@ TARGETS: Final = Listing(
     },
     {"show": "configured"},
 )
-GAPS: Final = Listing(
+GAPS: Final = ListView(
     "gaps",
     Gap,
     lambda asked, columns: _open_first(view("coverage_gap", Gap)),
@@ -271,18 +271,18 @@ def _held_workflows(asked: Mapping[str, Any], columns: Sequence[str]) -> FromCla
     return chosen.where(IS_HELD, held).subquery("held")
 
 
-HELD_WORKFLOWS: Final = Listing("held", HeldWorkflow, _held_workflows, (*_TARGET, "flow_id"), _USER)
+HELD_WORKFLOWS: Final = ListView("held", HeldWorkflow, _held_workflows, (*_TARGET, "flow_id"), _USER)
 
 # ---------------------------------------------------------------------------------------------------- organisations
 
-EVENTS: Final = Listing(
+EVENTS: Final = ListView(
     "events",
     OrgWorkflowEvent,
     _view("org_workflow_event", OrgWorkflowEvent),
     ("event_id",),
     {**_HAPPENED, "kind": _some_of("kind", EVENT_KINDS), "event": _equal("event_id", "number")},
 )
-STATES: Final = Listing(
+STATES: Final = ListView(
     "workflows",
     OrgWorkflowState,
     _view("org_workflow_history", OrgWorkflowState),
@@ -307,7 +307,7 @@ def _org_workflows(asked: Mapping[str, Any], columns: Sequence[str]) -> FromClau
     return whole.columns(*sql_columns(OrgWorkflow)).subquery("org_workflow")
 
 
-WORKFLOWS: Final = Listing(
+WORKFLOWS: Final = ListView(
     "workflows",
     OrgWorkflow,
     _org_workflows,
@@ -323,7 +323,7 @@ WORKFLOWS: Final = Listing(
 # ------------------------------------------------------------------------------------------------------------- runs
 
 STATUSES: Final = ("running", "succeeded", "partial", "failed", "aborted")
-RUNS: Final = Listing(
+RUNS: Final = ListView(
     "runs",
     SyncRun,
     _view("sync_run", SyncRun),

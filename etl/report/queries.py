@@ -15,7 +15,7 @@ from etl.domain.holds import HeldSet, shown_set
 from etl.domain.model import Target, cycle_code
 from etl.report import listings, runs
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
-from etl.report.listings import Listing
+from etl.report.listings import ListView
 from etl.report.names import WHOLE, contains_sql, pattern
 from etl.report.reading import stream
 from etl.report.rows import (
@@ -50,7 +50,7 @@ class Report:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def _rows(self, listing: Listing[T], asked: dict[str, Any]) -> Iterator[T]:
+    def _rows(self, listing: ListView[T], asked: dict[str, Any]) -> Iterator[T]:
         whole = {name: WHOLE + asked[name] for name in _IDS if asked.get(name) is not None}
         return listing.rows(self._engine, **{**asked, **whole})
 

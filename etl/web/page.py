@@ -24,7 +24,7 @@ from etl.export.formats import csv_pages, jsonl_pages
 from etl.report import Column, columns_of
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
-from etl.report.listings import Filter, Listing
+from etl.report.listings import Filter, ListView
 from etl.report.reading import short_transaction, stream
 from etl.timeparse import parse_moment
 from etl.web.rendering import render
@@ -100,7 +100,7 @@ class RequestParams:
         except ValueError as error:
             raise HTTPException(400, f"{error}.") from error
 
-    def asked_of(self, listing: Listing[Any], now: dt.datetime) -> dict[str, Any]:
+    def asked_of(self, listing: ListView[Any], now: dt.datetime) -> dict[str, Any]:
         """What is asked of a list, by the kinds of its filters."""
         return {name: self._asked(name, each, now) for name, each in listing.filters.items() if each.kind != "inside"}
 
@@ -160,7 +160,7 @@ class TableQuery(NamedTuple):
     statement: Select[Any]
 
     @classmethod
-    def of(cls, site: Site, listing: Listing[Any], **asked: Any) -> TableQuery:
+    def of(cls, site: Site, listing: ListView[Any], **asked: Any) -> TableQuery:
         """What is asked of a list."""
         return cls(listing.name, listing.row_type, listing.select(site.engine.dialect.name, **asked))
 
@@ -188,7 +188,7 @@ def list_page(
     site: Site,
     request: Request,
     *,
-    listing: Listing[Any],
+    listing: ListView[Any],
     template: str,
     beside: Callable[[Site, Connection, Sequence[Any], Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {},
     newest_first: bool = False,

@@ -136,6 +136,14 @@ def test_list_change_has_a_row_for_each_kind_of_change_at_once(story: Engine) ->
     assert first[:2] < both[0][:2] == both[1][:2], "one version of one run"
 
 
+def test_a_state_begins_in_the_interval_of_the_change_that_made_it(story: Engine) -> None:
+    mine = ("user_id", "flow_id")
+    states = rows(story, "list_history", *mine, "valid_from", "last_unchanged_at")
+    changes = rows(story, "list_change", *mine, "observed_at", "last_unchanged_at")
+    assert set(states) <= set(changes)
+    assert any(known is not None for *_, known in states)
+
+
 def test_list_history_ends_a_state_where_the_next_begins_or_its_target_retired(story: Engine) -> None:
     columns = ("user_id", "flow_id", "flow_name", "valid_from", "valid_to", "from_kind", "last_listed_at")
     assert rows(story, "list_history", *columns) == [
