@@ -1,26 +1,15 @@
-"""What all tables share: the metadata, how times are stored, and common columns."""
+"""What all tables share: the metadata, how times are stored, and columns by type."""
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    DateTime,
-    Dialect,
-    Identity,
-    Index,
-    Integer,
-    MetaData,
-    Text,
-    TextClause,
-    text,
-)
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, Identity, Integer, MetaData, Table, Text, text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _WRITTEN: Final = re.compile(r"\d{4}-\d\d-\d\d (?!24)\d\d:\d\d:\d\d\.\d{6}", re.ASCII).fullmatch
@@ -79,53 +68,48 @@ def _in_utc(value: dt.datetime | None) -> dt.datetime | None:
     return None if value is None else value.astimezone(dt.UTC)
 
 
-metadata: Final = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(referred_table_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-    }
-)
-
+metadata: Final = MetaData()
 BIG: Final = BigInteger().with_variant(Integer(), "sqlite")
-BYTEWISE: Final = Text().with_variant(Text(collation="C"), "postgresql")
+KEY: Final = Text().with_variant(Text(collation="C"), "postgresql")
 """Text that is compared or indexed, byte by byte, as SQLite does by default."""
+Columns = Iterable[Column[Any]]
 
 
-def id_column() -> Column[int]:
-    """An id that the database assigns."""
-    return Column("id", BIG, Identity(), primary_key=True)
+def table(name: str, about: str, *columns: Columns) -> Table:
+    """A table, with what a person who looks into the database reads about it."""
+    return Table(name, metadata, *chain.from_iterable(columns), comment=about)
 
 
-def key(name: str) -> Column[str]:
-    """A text that is compared or indexed."""
-    return Column(name, BYTEWISE, nullable=False)
+def numbered(name: str = "id") -> Columns:
+    """The primary key: a number that the database assigns."""
+    return [Column(name, BIG, Identity(), primary_key=True)]
 
 
-def string(name: str) -> Column[str]:
-    """A text."""
-    return Column(name, Text, nullable=False)
+def primary(kind: Any, *names: str) -> Columns:
+    """The primary key, or a part of it: given, not assigned."""
+    return [Column(name, kind, primary_key=True, autoincrement=False) for name in names]
 
 
-def time(name: str) -> Column[dt.datetime]:
-    """A time."""
-    return Column(name, UtcTime, nullable=False)
+def required(kind: Any, *names: str) -> Columns:
+    """Columns that every row must fill."""
+    return [Column(name, kind, nullable=False) for name in names]
 
 
-def count(name: str, *, big: bool = False) -> Column[int]:
-    """A number that begins with 0."""
-    return Column(name, BIG if big else Integer, nullable=False, server_default=text("0"))
+def optional(kind: Any, *names: str) -> Columns:
+    """Columns that may be null."""
+    return [Column(name, kind) for name in names]
 
 
-def change_counts(*, big: bool = False) -> list[Column[int]]:
+def defaulting(kind: Any, default: str, *names: str) -> Columns:
+    """Required, but with a default, which is written in SQL."""
+    return [Column(name, kind, nullable=False, server_default=text(default)) for name in names]
+
+
+def counts(*names: str, kind: Any = Integer) -> Columns:
+    """Numbers that begin with 0."""
+    return defaulting(kind, "0", *names)
+
+
+def change_counts(kind: Any = Integer) -> Columns:
     """How many changes of each kind there are."""
-    kinds = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
-    return [count(kind, big=big) for kind in kinds]
-
-
-def partial_index(name: str, *columns: str, where: str | TextClause, unique: bool = False) -> Index:
-    """An index of the rows for which ``where`` holds, which the revisions say too. It is kept as ``info``: as options
-    of the index it would load both databases' dialects, a tenth of the time in which a command starts."""
-    return Index(name, *columns, unique=unique, info={"where": str(where)})
+    return counts("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed", kind=kind)

@@ -11,51 +11,15 @@ from sqlalchemy import Column, Connection, Engine, Table, func, select, text
 
 from etl import database
 from etl.errors import FlowtrailError, UsageError
-from etl.schema import (
-    GAPS_IN_NUMBERS,
-    UtcTime,
-    answer,
-    change_set,
-    hold_event,
-    observation,
-    org_event,
-    org_flow,
-    org_loss,
-    org_state,
-    org_step,
-    org_turnover,
-    organisation,
-    overdue_notice,
-    pruned_issues,
-    roster,
-    roster_user,
-    run_seal,
-    seal_timestamp,
-    sync_issue,
-    sync_run,
-    target,
-    target_membership,
-    trail,
-    workflow,
-    workflow_change,
-    workflow_detail,
-)
+from etl.schema import GAPS_IN_NUMBERS, UtcTime, change_set, metadata, observation, sync_run
 from etl.store import seals
 from etl.store.bulk import insert_rows, stamp
 
-TABLES: Final = (
-    *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
-    *(target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail, answer),
-    *(organisation, org_turnover, roster, roster_user),
-    *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
-)
-"""All tables except ``lease``, ``condition`` and ``verification``, which belong to a service at its place. Each comes
-after the tables that it refers to."""
-_NUMBERED: Final = (
-    *(target, change_set, observation, sync_run, sync_issue, org_turnover),
-    *(target_membership, hold_event, workflow_detail, pruned_issues, trail, org_event, org_state, org_step),
-)
-"""The tables whose ids the database assigns."""
+_OF_A_SERVICE: Final = ("lease", "condition", "verification")
+"""These belong to a service at its place, and are not copied."""
+TABLES: Final = [table for name, table in metadata.tables.items() if name not in _OF_A_SERVICE]
+_NUMBERS: Final = [table.autoincrement_column for table in TABLES if table.autoincrement_column is not None]
+"""The ids that the database assigns."""
 _ROWS_AT_ONCE: Final = 10_000
 
 Row = Sequence[Any]
@@ -171,22 +135,16 @@ def _stamped(here: Connection, rows: Sequence[Row], times: Sequence[int]) -> Ite
 
 def _number_on(there: Connection, here: Connection) -> None:
     """The next row gets the number that it would have got: one is never given twice, not even that of a pruned run."""
-    for table in _NUMBERED:
-        last = max(_last_given(there, table), _last_given(here, table))
+    for number in _NUMBERS:
+        last = max(_last_given(there, number), _last_given(here, number))
         if here.dialect.name == "postgresql":
-            values = {"table": table.name, "key": _key(table).name, "last": max(last, 1), "given": last > 0}
+            values = {"table": number.table.name, "key": number.name, "last": max(last, 1), "given": last > 0}
             here.execute(text("SELECT setval(pg_get_serial_sequence(:table, :key), :last, :given)"), values)
-        elif table is sync_run:
+        elif number is sync_run.c.id:
             here.execute(text("DELETE FROM sqlite_sequence WHERE name = 'sync_run'"))
             here.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES ('sync_run', :last)"), {"last": last})
     if here.dialect.name == "sqlite" and any(_has_gaps(here, table) for table in (change_set, observation)):
         here.exec_driver_sql(f"PRAGMA user_version = {GAPS_IN_NUMBERS}")
-
-
-def _key(table: Table) -> Column[int]:
-    """The column with the row's number."""
-    (column,) = table.primary_key.columns
-    return column
 
 
 def _has_gaps(here: Connection, table: Table) -> bool:
@@ -194,18 +152,18 @@ def _has_gaps(here: Connection, table: Table) -> bool:
     return bool(rows != (last or 0))
 
 
-def _last_given(connection: Connection, table: Table) -> int:
-    highest: int = connection.execute(select(func.coalesce(func.max(_key(table)), 0))).scalar_one()
+def _last_given(connection: Connection, number: Column[int]) -> int:
+    highest: int = connection.execute(select(func.coalesce(func.max(number), 0))).scalar_one()
     if connection.dialect.name == "postgresql":
         query = """
             SELECT last_value FROM pg_sequences
             WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, :key)
         """
-    elif table is sync_run:
+    elif number is sync_run.c.id:
         query = "SELECT seq FROM sqlite_sequence WHERE name = :table AND :key = 'id'"
     else:
         return highest
-    return max(highest, connection.execute(text(query), {"table": table.name, "key": _key(table).name}).scalar() or 0)
+    return max(highest, connection.execute(text(query), {"table": number.table.name, "key": number.name}).scalar() or 0)
 
 
 def _require_unmoved(source: Engine, there: Connection) -> None:
