@@ -13,9 +13,9 @@ FlowtrailError                     exit code
 |- RunClosed                       1   the run was declared dead meanwhile, or has ended: nothing more is written for it
 |- ClusterError                    2   the workers of the cluster cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
-   |- TransientGatewayError            the same request may succeed later: retried within the deadline
-   |  |- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
-   |  `- ServiceHiccup                 62109, 99500: EnOS answers, and says that it failed
+   |- TransientGatewayError            the same request may succeed later: retried within the deadline (itself: EnOS
+   |  |                                says that it failed, 62109 and 99500)
+   |  `- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
    `- PermanentGatewayError            asking again gives the same: never retried (itself: clock_skew, secret)
       |- Refused                       an error code or HTTP status that says no
       `- Malformed                     not the answer that the documentation promises
@@ -161,10 +161,6 @@ class GatewayUnreachable(TransientGatewayError):
     """Connection, TLS, timeout, 429, 5xx or the token: many in a row mean that the gateway is down."""
 
     gateway_down_evidence = True
-
-
-class ServiceHiccup(TransientGatewayError):
-    """EnOS answered, and said that it failed inside (62109, 99500)."""
 
 
 class PermanentGatewayError(GatewayError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import math
 import sys
 import threading
 import time
 from collections.abc import Hashable, MutableMapping
-from typing import Any, Final, Literal, NamedTuple, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from etl.printable import printable
 from etl.system import streams
@@ -103,7 +104,8 @@ class Repeats(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
-        self._passed: dict[Hashable, _LastPassed] = {}
+        self._passed: dict[Hashable, tuple[float, int]] = {}
+        """When a record last passed, and how many were left out since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING or (isinstance(record.msg, dict) and "run_id" in record.msg):
@@ -116,21 +118,14 @@ class Repeats(logging.Filter):
 
     def _left_out_before(self, fingerprint: Hashable, now: float) -> int | None:
         """How many were left out since one passed; None if this one is left out too."""
-        before = self._passed.get(fingerprint)
-        if before is not None and now < before.at + REPEAT_SECONDS:
-            self._passed[fingerprint] = _LastPassed(before.at, before.left_out + 1)
+        passed_at, left_out = self._passed.get(fingerprint, (-math.inf, 0))
+        if now < passed_at + REPEAT_SECONDS:
+            self._passed[fingerprint] = (passed_at, left_out + 1)
             return None
         if len(self._passed) >= _MOST_REMEMBERED:
             self._passed.clear()
-        self._passed[fingerprint] = _LastPassed(now, 0)
-        return 0 if before is None else before.left_out
-
-
-class _LastPassed(NamedTuple):
-    """When a record last passed, and how many were left out since."""
-
-    at: float
-    left_out: int
+        self._passed[fingerprint] = (now, 0)
+        return left_out
 
 
 def _fingerprint(record: logging.LogRecord) -> Hashable:

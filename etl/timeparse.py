@@ -11,10 +11,12 @@ from zoneinfo import ZoneInfo
 EXAMPLES: Final = '"2026-03-31", "2026-03-31 14:00", "2026-03-31T14:00:00+08:00", "yesterday" or "7 days ago"'
 
 _DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_DATE: Final = r"(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
-_TIME: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]{1,6}))?)?"
-_OFFSET: Final = r"(?P<offset>[Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)"
-_ISO: Final = re.compile(rf"{_DATE}(?:[Tt ]\s*{_TIME}(?:\s*{_OFFSET})?)?")
+_ISO: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[Tt ]\s*((?:[01][0-9]|2[0-3]):[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)"
+    r"(?:\s*([Zz]|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?))?)?"
+)
+"""A date; with a time; with an offset."""
 _AGO: Final = re.compile(r"(?P<count>[0-9]{1,7}|an?)\s*(?P<unit>[a-z]+)\s+ago")
 _ZONE: Final = re.compile(r"(?P<moment>.*\S)\s+(?P<zone>UTC|[A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+)", re.DOTALL)
 _UNITS: Final = {
@@ -70,26 +72,14 @@ def _iso(text: str, zone: dt.tzinfo) -> dt.datetime | None:
     match = _ISO.fullmatch(text)
     if match is None:
         return None
-    hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
-    microsecond = int((match["fraction"] or "").ljust(6, "0"))
+    day, time, offset = match.groups(default="")
     try:
-        day = dt.date(int(match["year"]), int(match["month"]), int(match["day"]))
-        written = dt.datetime.combine(day, dt.time(hour, minute, second, microsecond))
-        offset = _offset(match["offset"]) if match["offset"] else None
+        written = dt.datetime.fromisoformat(f"{day}T{time or '00:00'}{offset.upper()}")
     except ValueError as error:
         raise ValueError(f"{_shown(text)} is not on the calendar or the clock: {error}") from None
-    if offset is not None:
-        return written.replace(tzinfo=offset)
-    return _typed(written, zone) if match["hour"] else _first_moment(written.date(), zone)
-
-
-def _offset(text: str) -> dt.timezone:
-    if text in "Zz":
-        return dt.UTC
-    hours, minutes = int(text[1:3]), int(text[3:].lstrip(":") or 0)
-    if hours > 23 or minutes > 59:
-        raise ValueError(f"the offset must be between -23:59 and +23:59, not {text}")
-    return dt.timezone(dt.timedelta(hours=hours, minutes=minutes) * (-1 if text[0] == "-" else 1))
+    if offset:
+        return written
+    return _typed(written, zone) if time else _first_moment(written.date(), zone)
 
 
 def _relative(text: str, now: dt.datetime, zone: dt.tzinfo) -> dt.datetime | None:
@@ -108,15 +98,15 @@ def _relative(text: str, now: dt.datetime, zone: dt.tzinfo) -> dt.datetime | Non
 def _ago(now: dt.datetime, count: int, unit: str, zone: dt.tzinfo) -> dt.datetime:
     if unit in _EXACT:
         return now.astimezone(dt.UTC) - count * _EXACT[unit]
-    wall = now.replace(tzinfo=None)
+    wall = now.replace(tzinfo=None, fold=0)
     if unit in _CALENDAR_DAYS:
-        return _computed(wall - dt.timedelta(days=count * _CALENDAR_DAYS[unit]), zone)
+        return (wall - dt.timedelta(days=count * _CALENDAR_DAYS[unit])).replace(tzinfo=zone)
     months = wall.year * 12 + wall.month - 1 - count * _CALENDAR_MONTHS[unit]
     year, month = divmod(months, 12)
     if year < dt.MINYEAR:
         raise OverflowError
     day = min(wall.day, monthrange(year, month + 1)[1])
-    return _computed(wall.replace(year=year, month=month + 1, day=day), zone)
+    return wall.replace(year=year, month=month + 1, day=day, tzinfo=zone)
 
 
 def _first_moment(day: dt.date, zone: dt.tzinfo) -> dt.datetime:
@@ -142,15 +132,11 @@ def _typed(written: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
     shown = written.isoformat(" ", "minutes")
     if _is_repeated(early, late):
         raise ValueError(
-            f'{shown} came twice in {_name(zone)}: write "{early.isoformat()}" for the first or "{late.isoformat()}" '
+            f'{shown} came twice in {zone}: write "{early.isoformat()}" for the first or "{late.isoformat()}" '
             "for the second"
         )
     after = early.astimezone(dt.UTC).astimezone(zone)
-    raise ValueError(f'{shown} never came in {_name(zone)}, the clocks skipped it: write "{after.isoformat()}"')
-
-
-def _computed(wall: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
-    return wall.replace(tzinfo=zone, fold=0)
+    raise ValueError(f'{shown} never came in {zone}, the clocks skipped it: write "{after.isoformat()}"')
 
 
 def _readings(wall: dt.datetime, zone: dt.tzinfo) -> tuple[dt.datetime, dt.datetime]:
@@ -160,10 +146,6 @@ def _readings(wall: dt.datetime, zone: dt.tzinfo) -> tuple[dt.datetime, dt.datet
 def _is_repeated(early: dt.datetime, late: dt.datetime) -> bool:
     """For two readings of a time that differ: True if both occurred, False if neither did (PEP 495)."""
     return early.astimezone(dt.UTC) < late.astimezone(dt.UTC)
-
-
-def _name(zone: dt.tzinfo) -> str:
-    return str(getattr(zone, "key", zone))
 
 
 def _shown(text: str) -> str:

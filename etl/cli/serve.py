@@ -296,10 +296,11 @@ def _listening(
     app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[Condition]]
 ) -> Iterator[None]:
     """Serve HTTP next to the service. An address that is in use stops no sync: it is logged, and tried again."""
-    found = descriptors.allocate(descriptors.raise_limit(), app.settings.gateway.concurrency)
-    if found.allowed < found.wanted:
+    allowed = descriptors.raise_limit()
+    wanted, most_connections = descriptors.allocate(allowed, app.settings.gateway.concurrency)
+    if allowed < wanted:
         structlog.get_logger("etl.service.replica").warning(
-            "few_descriptors", allowed=found.allowed, wanted=found.wanted, remedy=_FEW_DESCRIPTORS
+            "few_descriptors", allowed=allowed, wanted=wanted, remedy=_FEW_DESCRIPTORS
         )
     host, _, port = app.settings.service.listen.rpartition(":")
     if not port:
@@ -307,7 +308,7 @@ def _listening(
         return
     page = app.another_engine(pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
     http = _http(app, service, metrics, page, host, own)
-    server = HttpServer(http, host.strip("[]"), int(port), Connections(found.http_connections))
+    server = HttpServer(http, host.strip("[]"), int(port), Connections(most_connections))
     counting: AbstractContextManager[object] = nullcontext()
     if app.settings.service.page:
         with suppress(UsageError):  # the page says itself what is missing

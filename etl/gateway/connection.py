@@ -106,20 +106,19 @@ class Connection:
             elif waits:
                 raise _cut_short() if begun else unanswered()
             else:
-                return self._last_event()
+                self._http.receive_data(b"")
+                try:
+                    return cast(h11.Event, self._http.next_event())
+                except h11.RemoteProtocolError:
+                    raise _cut_short() from None
+        if len(getattr(event, "headers", ())) > _MOST_HEADERS:
+            raise NotHTTP(f"more than {_MOST_HEADERS} headers")
         return event
-
-    def _last_event(self) -> h11.Event:
-        self._http.receive_data(b"")
-        try:
-            return cast(h11.Event, self._http.next_event())
-        except h11.RemoteProtocolError:
-            raise _cut_short() from None
 
     def body(self, head: Response, max_bytes: int) -> bytes:
         """The whole decoded body. Raises Malformed over the limit, GatewayUnreachable if it ends too early."""
         length, encoding = head.headers.get("Content-Length"), head.headers.get("Content-Encoding", "").strip().lower()
-        if int(length or 0) > max_bytes:
+        if int(length or 0) > max_bytes and head.status_code not in (204, 304):
             raise _too_large(max_bytes)
         if head.status_code == 200 and length and not encoding:
             return self._exactly(int(length))
@@ -203,7 +202,7 @@ class Connection:
     def close(self) -> None:
         with suppress(OSError):
             self.connected.close()
-        self.cancellable.retire()
+        self.cancellable.close()
 
 
 def unanswered() -> GatewayUnreachable:
@@ -234,8 +233,6 @@ def _unambiguous(answer: h11.Response) -> Response:
         head.headers[name] = f"{head.headers[name]}, {text}" if name in head.headers else text
     if answer.http_version not in (b"1.0", b"1.1"):
         raise NotHTTP("no status line of HTTP/1.1")
-    if len(answer.headers) > _MOST_HEADERS:
-        raise NotHTTP(f"more than {_MOST_HEADERS} headers")
     if "Transfer-Encoding" in head.headers and ("Content-Length" in head.headers or answer.http_version == b"1.0"):
         raise NotHTTP("a Transfer-Encoding with a Content-Length, or in HTTP/1.0")
     return head

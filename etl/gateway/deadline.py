@@ -10,67 +10,46 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from etl.errors import GatewayUnreachable, Interrupted
 
 _TICK_SECONDS: Final = 0.05
 
 
-class Cancellable(Protocol):
-    """Something that a thread waits for, and that another thread can end."""
-
-    def attach(self, user: Deadline) -> None: ...
-    def detach(self, user: Deadline) -> None: ...
-    def shut(self, user: Deadline) -> None: ...
-
-
 class CancellableSocket:
     """A second handle on a connection's socket: it stays valid while TLS takes the first one over.
 
-    It is closed once the connection is closed (``retire``) and nobody uses it any more.
+    Of the deadlines that have used the connection, only that of its present user may end it.
     """
 
     def __init__(self, connected: socket.socket) -> None:
         self._duplicate = connected.dup()
         self._lock = threading.Lock()
         self._user: Deadline | None = None
-        self._retired = False
 
     def attach(self, user: Deadline) -> None:
-        self._user = user
+        with self._lock:
+            self._user = user
 
     def detach(self, user: Deadline) -> None:
         with self._lock:
             if self._user is user:
                 self._user = None
-            self._close_if_unused()
-
-    def retire(self) -> None:
-        with self._lock:
-            self._retired = True
-            self._close_if_unused()
 
     def shut(self, user: Deadline) -> None:
-        with self._lock:
-            if self._user is user and self._duplicate.fileno() >= 0:
-                _shut(self._duplicate)
+        with self._lock, suppress(OSError):  # no longer connected: its reader has woken already
+            if self._user is user:
+                self._duplicate.shutdown(socket.SHUT_RDWR)
 
     def half_close(self) -> None:
         """Tell the other side that no further request comes: it reads the end of the connection."""
         with suppress(OSError):
             self._duplicate.shutdown(socket.SHUT_WR)
 
-    def _close_if_unused(self) -> None:
-        if self._retired and self._user is None:
+    def close(self) -> None:
+        with self._lock:
             self._duplicate.close()
-
-
-def _shut(connected: socket.socket) -> None:
-    try:
-        connected.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return  # no longer connected: its reader has woken already
 
 
 class Deadline:
@@ -80,7 +59,7 @@ class Deadline:
 
     def __init__(self, watchdog: Watchdog, seconds: float) -> None:
         self._watchdog = watchdog
-        self._held: Cancellable | None = None
+        self._held: CancellableSocket | None = None
         self.seconds = seconds
         self.ends_at = time.monotonic() + seconds
         self.cut: Literal["", "deadline", "stop"] = ""
@@ -96,7 +75,7 @@ class Deadline:
     def remaining(self) -> float:
         return self.ends_at - time.monotonic()
 
-    def hold(self, cancellable: Cancellable) -> None:
+    def hold(self, cancellable: CancellableSocket) -> None:
         """From now on this is what a cut shuts; at once, if the deadline has passed already."""
         if cancellable is not self._held:
             self.release()

@@ -41,7 +41,7 @@ from urllib.parse import urlsplit
 import h11
 from requests import exceptions
 
-from etl.errors import FlowtrailError, GatewayError, GatewayUnreachable, Malformed, Refused, ServiceHiccup
+from etl.errors import FlowtrailError, GatewayError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
 from etl.gateway.connection import NotHTTP
 from etl.gateway.deadline import Deadline
 from etl.printable import printable
@@ -195,7 +195,7 @@ def code_error(code: int, message: str, request_id: str | None = None) -> Gatewa
     text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {message}' if message else ''}"
     kind: type[GatewayError] = Refused
     if code in _HICCUPS:
-        kind = ServiceHiccup
+        kind = TransientGatewayError
     elif code in _RETRIED_TOKEN_CODES:
         kind = GatewayUnreachable
     error = kind(text, code=str(code), http_status=200, request_id=request_id)

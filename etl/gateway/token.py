@@ -15,7 +15,6 @@ After the gateway has refused a token:
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -59,10 +58,6 @@ class Token(NamedTuple):
     asked_at: float
     refresh_at: float
     expires_at: float
-
-    def is_the_same_as(self, other: Token) -> bool:
-        """Whether the gateway would treat both alike."""
-        return (self.value, self.secret) == (other.value, other.secret)
 
 
 def read_token(body: bytes, secret: Hidden, quote: Quote) -> Issued:
@@ -124,7 +119,7 @@ class TokenKeeper:
             deadline.check()
             token = self._renewed(deadline, after)
             left = token.expires_at - time.monotonic()
-            if refused is None or not token.is_the_same_as(refused) or left >= deadline.remaining():
+            if refused is None or token[1:3] != refused[1:3] or left >= deadline.remaining():
                 return token
             if token.asked_at < refused_at:
                 after = token.number
@@ -142,8 +137,12 @@ class TokenKeeper:
                 return self._lead(flight, after, deadline)
             if alive is not None:
                 return alive
-            with contextlib.suppress(TimeoutError):
-                _await(flight, max(deadline.remaining(), 0))
+            try:
+                flight.result(max(deadline.remaining(), 0))
+            except GatewayError as error:
+                raise _same(error) from None
+            except TimeoutError:
+                pass
             deadline.check()
 
     def _alive(self, after: int) -> Token | None:
@@ -182,14 +181,6 @@ class TokenKeeper:
         expires_at = max(began + issued.expire_seconds, time.monotonic() + _LIFE_MIN_SECONDS)
         margin = min((expires_at - began) * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
         return Token(number, issued.value, issued.secret, began, expires_at - margin, expires_at)
-
-
-def _await(flight: Future[None], seconds: float) -> None:
-    """Wait for another thread's call. Raises its error, or TimeoutError."""
-    try:
-        flight.result(seconds)
-    except GatewayError as error:
-        raise _same(error) from None
 
 
 def _postponed(token: Token) -> Token:

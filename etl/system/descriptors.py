@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import resource
-from typing import Final, NamedTuple
+from typing import Final
 
 MOST_HTTP_CONNECTIONS: Final = 100
 _FEWEST_HTTP_CONNECTIONS: Final = 8
@@ -18,14 +18,6 @@ _RESERVE: Final = 100
 """For connections to the database (three files each on SQLite), notifications, the log and what libraries open."""
 _MOST: Final = 65_536
 """The limit is raised no further, because some programs loop over all possible descriptors."""
-
-
-class Descriptors(NamedTuple):
-    """``allowed`` by the system, ``wanted`` for everything that the service does, and the page's share."""
-
-    allowed: int
-    wanted: int
-    http_connections: int
 
 
 def raise_limit() -> int:
@@ -49,8 +41,9 @@ def none_left() -> bool:
     return False
 
 
-def allocate(allowed: int, requests_in_flight: int) -> Descriptors:
-    """How many of ``allowed`` the page may use, besides ``requests_in_flight`` to the gateway."""
+def allocate(allowed: int, requests_in_flight: int) -> tuple[int, int]:
+    """How many the service wants for everything that it does, and how many of ``allowed`` the page may use, besides
+    ``requests_in_flight`` to the gateway."""
     reserve = _RESERVE + requests_in_flight
     http = max(_FEWEST_HTTP_CONNECTIONS, min(MOST_HTTP_CONNECTIONS, allowed - reserve))
-    return Descriptors(allowed, reserve + MOST_HTTP_CONNECTIONS, http)
+    return reserve + MOST_HTTP_CONNECTIONS, http

@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from etl.domain.model import Flow, Target
-from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, ServiceHiccup
+from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
 from etl.gateway import Gateway
 from tests.support.gateways import (
     ACCESS_KEY,
@@ -271,7 +271,7 @@ def test_a_transient_code_is_retried(number: int) -> None:
 def test_a_lasting_transient_code_differs_from_a_gateway_that_is_down() -> None:
     with Hostile(code(99500), code(99500, "try later", Retry_After="9999")) as server:
         error = failure(server)
-    assert isinstance(error, ServiceHiccup)
+    assert type(error) is TransientGatewayError
     assert (error.code, error.request_id, error.gateway_down_evidence) == ("99500", "req-7", False)
     assert error.attempts == len(server.requests) == 2
 
@@ -397,6 +397,8 @@ BROKEN: list[tuple[str, Step, str]] = [
     ("two lengths", http(LONG, Content_length="7"), "protocol"),
     ("a header without end", then(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000, "close"), "protocol"),
     ("too many headers", b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n", "protocol"),
+    ("too many before it", b"HTTP/1.1 100 Go\r\n" + b"A: b\r\n" * 200 + b"\r\n" + WHOLE, "protocol"),
+    ("too many trailers", chunked(LONG, end=b"0\r\n" + b"A: b\r\n" * 200 + b"\r\n"), "protocol"),
 ]
 
 

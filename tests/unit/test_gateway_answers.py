@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.domain.model import Flow
-from etl.errors import GatewayError, Malformed, Refused, ServiceHiccup
+from etl.errors import GatewayError, Malformed, Refused, TransientGatewayError
 from etl.gateway import reread_strictly
 from etl.gateway.answer import read_envelope, read_flows
 from etl.gateway.calls import APIS
@@ -213,8 +213,8 @@ def test_the_hash_is_that_of_the_bytes_of_data() -> None:
         (1003, Refused, False),
         (-1, Refused, False),
         (123456, Refused, False),
-        (62109, ServiceHiccup, True),
-        (99500, ServiceHiccup, True),
+        (62109, TransientGatewayError, True),
+        (99500, TransientGatewayError, True),
     ],
 )
 def test_an_error_envelope_is_refused_with_its_code(number: int, kind: type[GatewayError], transient: bool) -> None:

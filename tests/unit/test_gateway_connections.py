@@ -274,6 +274,12 @@ def test_an_unexpected_body_is_discarded(status: int) -> None:
         assert one_exchange(server).code == "desync"
 
 
+@pytest.mark.parametrize(("status", "expected"), [(204, "malformed"), (304, "http_304")])
+def test_the_length_of_a_body_that_never_comes_is_not_too_large(status: int, expected: str) -> None:
+    with Hostile(http("", status, length=10**12)) as server:
+        assert failure(server).code == expected
+
+
 # Told
 
 
