@@ -241,14 +241,15 @@ class _SqliteBegin:
 
 @contextmanager
 def _patience(connection: Connection, seconds: float, otherwise: float) -> Iterator[None]:
-    """Wait this long for locks within the block."""
+    """Wait this long for locks within the block. An interrupt in it closes the connection."""
     raw = connection.connection.cursor()
     raw.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
     try:
         yield
     finally:
-        raw.execute(f"PRAGMA busy_timeout = {otherwise * 1000:.0f}")
-        raw.close()
+        if not connection.invalidated:
+            raw.execute(f"PRAGMA busy_timeout = {otherwise * 1000:.0f}")
+            raw.close()
 
 
 class _PatientConnection(sqlite3.Connection):

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, event, make_url, text
 from structlog.testing import capture_logs
 
 from etl.config.units import without_password
@@ -229,6 +229,18 @@ def test_a_lock_that_stays_taken_is_one_sentence(sqlite_file: Path, engines: lis
     with pytest.raises(DatabaseUnreachable, match="is locked by another process"):
         add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
     holder.close()
+
+
+def test_an_interrupt_while_waiting_for_the_lock_stays_an_interrupt(sqlite_file: Path, engines: list[Engine]) -> None:
+    """SQLAlchemy closes a connection whose statement was interrupted."""
+    engine = opened(engines, sqlite_file)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        add(engine, "never")
 
 
 HOLDER = """

@@ -23,6 +23,7 @@ MAX_ORG_REMOVED_SHARE = 0.6
 MIN_CHANGED, MAX_CHANGED_SHARE = 2, 0.5
 ATTRIBUTES = {"cycle_changed": "cycle", "editable_changed": "editable", "renamed": "flow_name"}
 DOWN_AFTER = 2
+REFUSED, TELLS_NOTHING = "62101", ("timeout", "gateway_down")
 GAP = dt.timedelta(hours=36)
 TICK = dt.timedelta(microseconds=1)
 SECOND = dt.timedelta(seconds=1)
@@ -315,7 +316,9 @@ class Run:
         if self._overtaken.get(judgement.target) in ("changed", "held", "unchanged"):
             return "stale"
         if judgement.verdict == "failed":
-            known.failures, known.error_code, known.is_open = known.failures + 1, judgement.error_code, False
+            known.failures, known.is_open = known.failures + 1, False
+            if not (known.error_code == REFUSED and judgement.error_code in TELLS_NOTHING):
+                known.error_code = judgement.error_code  # only who hears something of a target ends its refusal
             return "failed"
         answer = judgement.answer
         assert answer is not None
