@@ -34,7 +34,8 @@ from etl import sync
 from etl.database import connect, reading, upgrade
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
-from etl.report import Report
+from etl.report.asof import flows_as_of
+from etl.report.listings import STATES
 from etl.schema import org_event, workflow_change
 from etl.store import NewRun, Store
 from etl.verify import verify
@@ -117,7 +118,7 @@ def timings(engine: Engine, only: str) -> Iterator[Timing]:
 
 
 def questions(engine: Engine) -> Iterator[tuple[str, Callable[[], int]]]:
-    report, organisation = Report(engine), Organisation(0, random.Random(0), count(1))
+    organisation = Organisation(0, random.Random(0), count(1))
     org, user, other = organisation.name, *(f"u{each:06}" for each in organisation.users()[:2])
     with reading(engine) as connection:
         until = connection.execute(select(func.max(org_event.c.observed_at))).scalar_one()
@@ -130,10 +131,10 @@ def questions(engine: Engine) -> Iterator[tuple[str, Callable[[], int]]]:
             yield f"{title} (one)", partial(_ask, engine, of_one)
         yield f"{title} (all)", partial(_ask, engine, NAMES_AN_ORGANISATION.sub("org_id >= ''", sql))
     at = START + (until - START) / 2
-    yield "flows --as-of (one)", lambda: count_rows(report.flows_as_of(at, org=org))
-    yield "flows --as-of (all)", lambda: count_rows(report.flows_as_of(at))
-    yield "workflows --as-of (one)", lambda: count_rows(report.workflows_as_of(at, org=org))
-    yield "workflows --as-of (all)", lambda: count_rows(report.workflows_as_of(at))
+    yield "flows --as-of (one)", lambda: count_rows(flows_as_of(engine, at, org=org))
+    yield "flows --as-of (all)", lambda: count_rows(flows_as_of(engine, at))
+    yield "workflows --as-of (one)", lambda: count_rows(STATES.rows(engine, at=at, org=org))
+    yield "workflows --as-of (all)", lambda: count_rows(STATES.rows(engine, at=at))
 
 
 def _within(sql: str, until: dt.datetime) -> str:

@@ -44,7 +44,7 @@ from sqlalchemy import (
 )
 
 from etl.database import connect, reading, upgrade, writing
-from etl.report import Report
+from etl.report.asof import flows_as_of
 from etl.schema import UtcTime, change_set, observation, target, workflow, workflow_change
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -287,8 +287,7 @@ def questions(engine: Engine) -> dict[str, Callable[[], int]]:
     values = {name: UtcTime().process_bind_param(at, engine.dialect) for name, at in times.items()}
     values |= {"org": org, "user": user, "flow": "7"}
     asked = {question: partial(ask, engine, text(sql), values) for question, sql in ASKED.items()}
-    report = Report(engine)
-    return asked | {"one user's list as of a month in": lambda: count(report.flows_as_of(until, org=org, user=user))}
+    return asked | {"one user's list as of a month in": lambda: count(flows_as_of(engine, until, org=org, user=user))}
 
 
 def ask(engine: Engine, statement: TextClause, values: dict[str, Any]) -> int:

@@ -14,15 +14,15 @@ import click
 from etl import config
 from etl.cli import console
 from etl.cli.application import Application, a_run
-from etl.cli.lists import change_table
+from etl.cli.lists import CHANGE_COLUMNS, change_cells
 from etl.cli.options import FILE
 from etl.cli.run import show_report
 from etl.demo import tour
 from etl.demo.gateway import DemoGateway
 from etl.domain.kinds import DELTA_KINDS
 from etl.errors import UsageError
-from etl.report import Report
 from etl.report.health import read_within
+from etl.report.listings import CHANGES
 from etl.system import disk
 from etl.system.clock import utc_now
 
@@ -46,7 +46,8 @@ def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
             app.ready(upgrade=True)
             for number, step in enumerate(tour.steps(gateway), 1):
                 _show(app, number, step)
-            change_table("\nThe trail, without its baselines", Report(app.engine).changes(kind=DELTA_KINDS))
+            trail = change_cells(CHANGES.rows(app.engine, kind=DELTA_KINDS))
+            console.table("\nThe trail, without its baselines", CHANGE_COLUMNS, trail, None)
             _show_what_next(settings_file)
             if serve:
                 _keep_the_page_up(app, listen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +17,21 @@ from etl.cli.options import FILE, Options, shared
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import FORMATS, Format, Origin, export
-from etl.report import ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of, listings
-from etl.report.rows import OrgWorkflowEvent
+from etl.report import listings
+from etl.report.asof import flows_as_of
+from etl.report.rows import ListWorkflowAsOf, columns_of
 from etl.report.summaries import Scope
 from etl.system.clock import utc_now
 
 _MOST_DAYS: Final = 3660
-_WHAT: Final = ("changes", "flows", "history", "org-events")
+_LISTS: Final[dict[str, listings.ListView[Any]]] = {
+    "changes": listings.CHANGES,
+    "flows": listings.FLOWS,
+    "history": listings.HISTORY,
+    "org-events": listings.EVENTS,
+}
+_NUMBERED: Final = ("change_set_id", "flow_id", "kind")
+"""The order of the changes that some runs brought: the one in which change sets were numbered."""
 _BY_RUN: Final = ("changes", "org-events")
 """What has a time, and a run that brought it."""
 _SUFFIXES: Final[dict[str, Format]] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".ndjson": "jsonl"}
@@ -78,7 +86,9 @@ def _scope(options: Options) -> Scope | None:
 
 @click.command("export")
 @click.argument(
-    "what", type=click.Choice(_WHAT), help="The trail, the current list, the validity spans, or organisations' events."
+    "what",
+    type=click.Choice(list(_LISTS)),
+    help="The trail, the current list, the validity spans, or organisations' events.",
 )
 @click.option(
     "--format",
@@ -176,14 +186,9 @@ def _origin(app: Application, what: str, options: Options, seals: listings.Seals
 def _rows(
     app: Application, what: str, options: Options, seals: listings.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
-    report, asked, at = Report(app.engine), options.filters(), options.moment(options.as_of)
+    asked, at = options.filters(), options.moment(options.as_of)
     if at is not None:
-        return ListWorkflowAsOf, report.flows_as_of(at, **asked)
-    lists: dict[str, tuple[type[tuple[Any, ...]], Callable[..., Iterator[tuple[Any, ...]]]]] = {
-        "changes": (ListChange, report.changes),
-        "flows": (ListWorkflow, report.flows),
-        "history": (ListState, report.history),
-        "org-events": (OrgWorkflowEvent, report.events),
-    }
-    row_type, rows = lists[what]
-    return row_type, rows(**asked, seals=seals)
+        return ListWorkflowAsOf, flows_as_of(app.engine, at, **asked)
+    listing = _LISTS[what]
+    order = _NUMBERED if seals and what == "changes" else ()
+    return listing.row_type, listing.rows(app.engine, **asked, seals=seals, order=order)

@@ -18,13 +18,15 @@ from click.exceptions import Exit
 
 from etl.cli import CommandGroup, console
 from etl.cli.application import a_run
-from etl.cli.lists import no_such_name, require_names
+from etl.cli.lists import require_names
 from etl.cli.options import SHOWN, Options, shared
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
 from etl.errors import UsageError
-from etl.report import HeldWorkflow, Report
+from etl.report.listings import HELD_WORKFLOWS, held_sets
+from etl.report.rows import HeldWorkflow
+from etl.report.targets import unknown_name
 from etl.sync import RunReport
 
 _ANY: Final = "any"
@@ -43,15 +45,14 @@ def list_held(options: Options) -> None:
     """Show what waits for a person, the reason, and the codes for `guard approve`."""
     zone, org = options.zone, options.org
     with options.reading(logs=True) as app:
-        report = Report(app.engine)
-        held = list(report.held_sets())
+        held = list(held_sets(app.engine))
         of_all = code(scope_of_all(held)) if held else ""
         of_orgs = {name: code(scope_of_all(sets)) for name, sets in groupby(held, lambda each: each.target.org_id)}
-        rows = _rows(report.holds(org=org))
+        rows = _rows(HELD_WORKFLOWS.rows(app.engine, org=org))
         if options.json:
             console.json_list({**row, "org_code": of_orgs.get(row["org_id"], ""), "all_code": of_all} for row in rows)
             return
-        _show_rows(rows, zone, no_such_name(app.engine, org=org) or "nothing is held")
+        _show_rows(rows, zone, unknown_name(app.engine, org=org) or "nothing is held")
     scope = of_orgs.get(org) if org else of_all
     if scope:
         which = f"--org {shlex.quote(org)}" if org else "--all"
@@ -86,15 +87,14 @@ def approve(
         org = target.org_id if target else options.org
         require_names(app.engine, org=org)
         whom = str(target) if target else f"organisation {org}" if org else "all targets"
-        report = Report(app.engine)
-        held = [each for each in report.held_sets(org=org) if target in (None, each.target)]
+        held = [each for each in held_sets(app.engine, org=org) if target in (None, each.target)]
         if not held and (target or expect not in (None, _ANY)):
             raise UsageError(f"Nothing is held for {whom}: `flowtrail guard list` shows what is.")
         done: RunReport | None = None
         if held:
             scope, changes = held[0].scope if target else scope_of_all(held), sum(each.changes for each in held)
             if expect is None:
-                rows = (row for row in report.holds(org=org) if target in (None, Target(*row[:3])))
+                rows = (row for row in HELD_WORKFLOWS.rows(app.engine, org=org) if target in (None, Target(*row[:3])))
                 _ask_person(rows, scope, changes, as_json=options.json)
             elif expect != _ANY and not fits(expect, scope):
                 raise UsageError(

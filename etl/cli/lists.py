@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, groupby, islice, repeat
+from itertools import groupby, islice, repeat
 from operator import itemgetter
 from typing import Any, Final
 
@@ -24,10 +24,9 @@ from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
 from etl.printable import counted
-from etl.report import ListChange, ListState, Report
+from etl.report.asof import flows_as_of, targets_as_of
 from etl.report.details import (
     FlowDetail,
-    any_details,
     detail_sentences,
     details_of_flow,
     event_detail_sentence,
@@ -35,9 +34,9 @@ from etl.report.details import (
     states_with_details,
     with_details,
 )
-from etl.report.listings import STATUSES
-from etl.report.rows import OrgWorkflowEvent
-from etl.report.runs import IssueCause
+from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, WORKFLOWS
+from etl.report.rows import ListChange, ListState, OrgWorkflowEvent
+from etl.report.runs import IssueCause, causes
 from etl.report.targets import observed_targets, unknown_name
 from etl.system.clock import utc_now
 
@@ -58,7 +57,7 @@ _ORG_THEN: Final = (*_ORG_WORKFLOW, "valid_from", "valid_to", "from_kind", "prov
 _STATE: Final = (*_WORKFLOW, "valid_from", "valid_to", "from_kind", "last_listed_at")
 _RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", "targets", "changed", "unchanged",
                "held", "failed", "stale", "missed")  # fmt: skip
-_CHANGE: Final = (*("observed_at", "org_id", "user_id", "expression", "flow_id"), "change", "flow_name", "EnOS")
+CHANGE_COLUMNS: Final = (*("observed_at", "org_id", "user_id", "expression", "flow_id"), "change", "flow_name", "EnOS")
 _EVENT: Final = ("observed_at", "org_id", "flow_id", "event", "flow_name", "users_after", "proven_for_all", "EnOS")
 
 
@@ -70,19 +69,15 @@ def flows(options: Options, targets: bool) -> None:
     if targets and not options.as_of:
         raise UsageError("--targets needs --as-of and a time.")
     asked, at = options.filters(), options.moment(options.as_of)
+    whose = {"org": options.org, "user": options.user}
     with options.reading() as app:
-        report = Report(app.engine)
-        columns: tuple[str, ...]
-        rows: Iterator[Any]
+        empty = partial(_no_workflows, app.engine, options, at)
         if at is None:
-            columns, rows = _NOW, report.flows(**asked, limit=options.one_more())
+            _print(options, FLOWS.rows(app.engine, **asked, limit=options.one_more()), _NOW, empty)
         elif targets:
-            columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=options.org, user=options.user)
-        else:
-            columns, rows = _THEN, report.flows_as_of(at, **asked)
-        any_found = _print(rows, _columns(columns, options), options, partial(_no_workflows, app.engine, options, at))
-        if any_found and at is not None and not targets:
-            seen = observed_targets(app.engine, at, org=options.org, user=options.user)
+            _print(options, targets_as_of(app.engine, at, **whose), _TARGETS_THEN, empty)
+        elif _print(options, flows_as_of(app.engine, at, **asked), _THEN, empty):
+            seen = observed_targets(app.engine, at, **whose)
             if missing := seen.targets - seen.observed:
                 lacking = f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
                 console.complain(lacking, "yellow")
@@ -94,16 +89,11 @@ def workflows(options: Options) -> None:
     """List the workflows of organisations, each once, as they are now or were then."""
     asked, at = options.filters(), options.moment(options.as_of)
     with options.reading() as app:
-        report = Report(app.engine)
-        columns: tuple[str, ...]
-        rows: Iterator[Any]
+        empty = partial(_no_workflows, app.engine, options, at, whole_lists=True)
         if at is None:
-            columns, rows = _ORG_NOW, report.workflows(**asked, limit=options.one_more())
+            _print(options, WORKFLOWS.rows(app.engine, **asked, limit=options.one_more()), _ORG_NOW, empty)
         else:
-            columns, rows = _ORG_THEN, report.workflows_as_of(at, **asked)
-        _print(
-            rows, _columns(columns, options), options, partial(_no_workflows, app.engine, options, at, whole_lists=True)
-        )
+            _print(options, STATES.rows(app.engine, **asked, at=at, limit=options.one_more()), _ORG_THEN, empty)
 
 
 @click.command()
@@ -113,25 +103,23 @@ def workflows(options: Options) -> None:
 @shared("timezone", "limit", "json", "config")
 def runs(options: Options, run_id: int | None, schedule: str | None, status: str | None) -> None:
     """List the runs, the latest first; with RUN_ID, why targets of that run did not go through."""
-    show = _columns(_RUN, options)
+    zone = options.zone
     with options.reading() as app:
-        report = Report(app.engine)
-        rows = report.runs(schedule=schedule, status=status, run=run_id, limit=options.one_more())
+        rows = RUNS.rows(app.engine, schedule=schedule, status=status, run=run_id, limit=options.one_more())
         if run_id is None:
-            if options.json:
-                console.json_list(_objects(islice(rows, options.most())))
-            elif not show(rows):
-                console.say("No such runs." if schedule or status else "No runs: `flowtrail sync` makes one.")
+            none = "No such runs." if schedule or status else "No runs: `flowtrail sync` makes one."
+            _print(options, rows, _RUN, lambda: none)
             return
         found = list(rows)
         if not found:
             raise UsageError(f"There is no run {run_id}: `flowtrail runs` lists them.")
-        causes = report.causes_of_run(run_id)
+        with reading(app.engine) as connection:
+            why = causes(connection, run_id)
     if options.json:
-        console.json({**found[0]._asdict(), "causes": [each._asdict() for each in causes]})
+        console.json({**found[0]._asdict(), "causes": list(_objects(why))})
         return
-    show(found)
-    console.rows("\nWhat did not go through, by cause", IssueCause._fields, causes, zone=options.zone)
+    console.rows("", _RUN, found, zone=zone)
+    console.rows("\nWhat did not go through, by cause", IssueCause._fields, why, zone=zone)
 
 
 @click.command()
@@ -141,18 +129,18 @@ def runs(options: Options, run_id: int | None, schedule: str | None, status: str
 def changes(options: Options, kinds: Sequence[str], baselines: bool) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
     kind = kinds or (CHANGE_KINDS if baselines else DELTA_KINDS)
+    hint = "" if kinds or baselines else " --baselines shows their first lists."
     asked = options.filters()
     with options.reading() as app:
 
-        def table(rows: Iterable[ListChange]) -> bool:
+        def cells(rows: Iterable[ListChange]) -> Iterable[Sequence[object]]:
             found = list(rows)
-            sentences = _detail_sentences(app, found)
-            return change_table("", found, zone=options.zone, most=options.most(), details=sentences)
+            with reading(app.engine) as connection:
+                return change_cells(found, detail_sentences(connection, found, app.enos_zone))
 
-        rows = Report(app.engine).changes(**asked, kind=kind, newest_first=True, limit=options.one_more())
-        hint = "" if kinds or baselines else " --baselines shows their first lists."
+        rows = CHANGES.rows(app.engine, **asked, kind=kind, newest_first=True, limit=options.one_more())
         empty = partial(why_empty, app.engine, options, "such changes", hint=hint)
-        _print(rows, table, options, empty, lambda found: with_details(app.engine, found))
+        _print(options, rows, CHANGE_COLUMNS, empty, cells, partial(with_details, app.engine))
 
 
 @click.command()
@@ -165,9 +153,9 @@ def events(options: Options, kinds: Sequence[str]) -> None:
     """Show what happened in organisations: each event once, however many users saw it."""
     asked = options.filters()
     with options.reading() as app:
-        rows = Report(app.engine).events(**asked, kind=kinds, newest_first=True, limit=options.one_more())
+        rows = EVENTS.rows(app.engine, **asked, kind=kinds, newest_first=True, limit=options.one_more())
         empty = partial(why_empty, app.engine, options, "such events", of_user=False, whole_lists=True)
-        _print(rows, lambda found: _event_table("", found, options, app.enos_zone), options, empty)
+        _print(options, rows, _EVENT, empty, partial(_event_cells, app))
 
 
 @click.command()
@@ -175,29 +163,29 @@ def events(options: Options, kinds: Sequence[str]) -> None:
 @shared("org", "user", "timezone", "limit", "json", "config")
 def history(options: Options, flow_id: str) -> None:
     """Show one workflow's life, users with the same one together, and what happened to it in its organisation."""
-    zone, most = options.zone, options.most()
+    how: dict[str, Any] = {"zone": options.zone, "most": options.most()}
+    only_searches = True
 
-    def table(rows: Iterable[ListState]) -> bool:
-        states = list(islice(rows, options.one_more()))
-        shown = _columns(_STATE, options)(same_lives(states[:most]))
-        console.more_than(most, len(states))
-        if shown and all(state.expression for state in states):
-            console.say(SEARCHES_ONLY)
-        return shown
+    def lives(states: Iterable[ListState]) -> Iterable[Sequence[object]]:
+        nonlocal only_searches
+        found = list(states)
+        only_searches = all(state.expression for state in found)
+        return _cells(_STATE, same_lives(found))
 
     with options.reading() as app:
-        report = Report(app.engine)
-        rows = report.history(flow=flow_id, org=options.org, user=options.user)
+        rows = HISTORY.rows(app.engine, flow=flow_id, org=options.org, user=options.user)
         empty = partial(why_empty, app.engine, options, f"trace of workflow {flow_id!r}")
-        _print(rows, table, options, empty, lambda states: states_with_details(app.engine, flow_id, states))
-        if not options.json:
-            happened = report.events(flow=flow_id, org=options.org, limit=options.one_more())
-            _event_table("\nWhat happened to it in its organisation", happened, options, app.enos_zone)
-            with reading(app.engine) as connection:
-                details = details_of_flow(connection, flow_id, options.org)[::-1]
-            answers = (each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details)
-            title = "\nWhat EnOS said when it was asked"
-            console.rows(title, FlowDetail._fields, answers, None, zone=zone, most=most)
+        shown = _print(options, rows, _STATE, empty, lives, partial(states_with_details, app.engine, flow_id))
+        if options.json:
+            return
+        if shown and only_searches:
+            console.say(SEARCHES_ONLY)
+        happened = EVENTS.rows(app.engine, flow=flow_id, org=options.org, limit=options.one_more())
+        console.table("\nWhat happened to it in its organisation", _EVENT, _event_cells(app, happened), None, **how)
+        with reading(app.engine) as connection:
+            details = details_of_flow(connection, flow_id, options.org)[::-1]
+        answers = (each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details)
+        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, answers, None, **how)
 
 
 def same_lives(states: Sequence[ListState]) -> list[ListState]:
@@ -224,14 +212,6 @@ def _users(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_USERS_NAMED]) + more
 
 
-def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[str]:
-    """What EnOS said about each change, in a sentence; empty if details were never asked for."""
-    if not any_details(app.engine):
-        return []
-    with reading(app.engine) as connection:
-        return detail_sentences(connection, events, app.enos_zone)
-
-
 # ---------------------------------------------------------------------------------------------------------- printing
 
 
@@ -240,10 +220,11 @@ def _objects(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _print(
-    rows: Iterator[Any],
-    show_table: Callable[[Iterator[Any]], bool],
     options: Options,
+    rows: Iterator[Any],
+    columns: Sequence[str],
     empty: Callable[[], str],
+    cells: Callable[[Iterator[Any]], Iterable[Sequence[object]]] | None = None,
     objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
     """Print the rows, or why there are none; return whether there are any."""
@@ -252,46 +233,30 @@ def _print(
         if not printed:
             console.complain(empty(), "yellow")
         return printed
-    shown = show_table(rows)
-    if not shown:
+    shown = cells(rows) if cells else _cells(columns, rows)
+    printed = console.table("", columns, shown, None, zone=options.zone, most=options.most())
+    if not printed:
         console.say(empty())
-    return shown
+    return printed
 
 
-def _columns(names: Sequence[str], options: Options) -> Callable[[Iterable[Any]], bool]:
-    """Prints these columns; cycles in words."""
-
-    def table(rows: Iterable[Any]) -> bool:
-        if "cycle" in names:
-            rows = (row._replace(cycle=cycle_label(row.cycle)) for row in rows)
-        return console.rows("", names, rows, None, zone=options.zone, most=options.most())
-
-    return table
+def _cells(columns: Sequence[str], rows: Iterable[Any]) -> Iterator[Sequence[object]]:
+    """These columns; cycles in words."""
+    for row in rows:
+        yield [cycle_label(row.cycle) if name == "cycle" else getattr(row, name) for name in columns]
 
 
-def change_table(
-    title: str,
-    changes: Iterable[ListChange],
-    *,
-    zone: dt.tzinfo = dt.UTC,
-    most: int | None = None,
-    details: Sequence[str] = (),
-) -> bool:
-    """Print a table of changes; ``details`` is what EnOS said about each. Return whether there are any."""
-    rows = (
-        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, said)
-        for e, said in zip(changes, chain(details, repeat("")), strict=False)
-    )
-    return console.table(title, _CHANGE, rows, None, zone=zone, most=most)
+def change_cells(changes: Iterable[ListChange], details: Iterable[str] = repeat("")) -> Iterator[Sequence[object]]:
+    """``CHANGE_COLUMNS`` of changes; ``details`` is what EnOS said about each."""
+    for e, said in zip(changes, details, strict=False):
+        name = e.new_name or e.old_name
+        yield e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), name, said
 
 
-def _event_table(title: str, events: Iterable[OrgWorkflowEvent], options: Options, enos_zone: dt.tzinfo | None) -> bool:
-    rows = (
-        (e.observed_at, e.org_id, e.flow_id, what_happened(e), e.new_name or e.old_name,
-         e.users_after, "" if e.proven_for_all else "no", event_detail_sentence(e, enos_zone))
-        for e in events
-    )  # fmt: skip
-    return console.table(title, _EVENT, rows, None, zone=options.zone, most=options.most())
+def _event_cells(app: Application, events: Iterable[OrgWorkflowEvent]) -> Iterator[Sequence[object]]:
+    for e in events:
+        doubt, said = "" if e.proven_for_all else "no", event_detail_sentence(e, app.enos_zone)
+        yield e.observed_at, e.org_id, e.flow_id, what_happened(e), e.new_name or e.old_name, e.users_after, doubt, said
 
 
 def cycle_label(code: str | None) -> str:
@@ -348,7 +313,7 @@ def why_empty(
     ``whole_lists``: whether only lists without a search expression count. ``hint``: what may be asked for instead.
     """
     org, user = options.org, options.user if of_user else None
-    wrong = no_such_name(engine, org=org, user=user)
+    wrong = unknown_name(engine, org=org, user=user)
     if wrong is not None:
         return wrong
     seen = observed_targets(engine, at or utc_now(), org=org, user=user)
@@ -373,20 +338,9 @@ def why_empty(
 def require_names(engine: Engine, *, org: str | None = None, user: str | None = None) -> None:
     """Refuse names that no target has: a file or an account about nobody would look like an answer. Raises UsageError
     and DatabaseError."""
-    wrong = no_such_name(engine, org=org, user=user)
+    wrong = unknown_name(engine, org=org, user=user)
     if wrong is not None:
         raise UsageError(wrong)
-
-
-def no_such_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> str | None:
-    """A sentence about the first of the names that no target has. Raises DatabaseError."""
-    wrong = unknown_name(engine, org=org, user=user)
-    if wrong is None:
-        return None
-    what = "organisation" if wrong.what == "org_id" else "user"
-    hint = f" Did you mean {wrong.similar!r}?" if wrong.similar not in (None, wrong.name) else ""
-    where = ", in this organisation" if wrong.similar == wrong.name else ""
-    return f"Unknown {what}{where}: {wrong.name!r}.{hint}"
 
 
 def _targets(count: int) -> str:

@@ -32,8 +32,10 @@ from etl.notify import (
     receivers,
 )
 from etl.printable import counted
-from etl.report import Report, TargetHealth, health
+from etl.report import health
 from etl.report.conditions import Condition, conditions
+from etl.report.listings import TARGETS
+from etl.report.rows import TargetHealth
 from etl.service.replica import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
@@ -132,7 +134,7 @@ def _freshness(app: Application, schedules: Sequence[Schedule], known_since: Map
     found = health.read(app.engine, schedules, now, known_since)
     seen = {
         Target(each.org_id, each.user_id, each.expression): at
-        for each in Report(app.engine).health()
+        for each in TARGETS.rows(app.engine)
         if (at := _seen_at(each, now)) is not None
     }
     return Freshness(found.overdue, seen)

@@ -17,14 +17,14 @@ from click.exceptions import Exit
 from etl import database, sync
 from etl.cli import console
 from etl.cli.application import Application, a_run
-from etl.cli.lists import change_table
+from etl.cli.lists import CHANGE_COLUMNS, change_cells
 from etl.cli.options import Options, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Outcome
 from etl.errors import FlowtrailError, GatewayError
 from etl.printable import counted
-from etl.report import ListChange
+from etl.report.rows import ListChange
 from etl.store import Store
 from etl.sync import Refreshed, RunReport, Tally, organisations
 from etl.system import disk
@@ -314,8 +314,7 @@ class _PlanTable:
     def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
         _show_moves(rosters)
         show_tally("Planned", tally, targets)
-        if self._kept:
-            change_table("\nWould be recorded", self._kept, zone=self._zone)
+        console.table("\nWould be recorded", CHANGE_COLUMNS, change_cells(self._kept), None, zone=self._zone)
         left_out = tally.changes.total() - len(self._kept)
         if left_out > 0:
             console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")

@@ -17,12 +17,14 @@ from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.errors import ConfigError
 from etl.printable import counted
-from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
+from etl.report import health
 from etl.report.condition_checks import LastCheck
 from etl.report.conditions import Condition
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 from etl.report.health import HealthSnapshot, Overdue, TargetSummary
+from etl.report.listings import RUNS, TARGETS, causes
 from etl.report.reading import short_transaction
+from etl.report.rows import ProblemCause, SyncRun, TargetHealth
 from etl.report.targets import KnownTarget, known_targets
 from etl.service.replica import LEASE
 from etl.service.runs import was_killed
@@ -71,7 +73,7 @@ def status(options: Options) -> None:
     most = options.most(_SHOWN, _PRINTED)
     with options.reading(logs=True) as app:
         found = _gather(app, *configured_schedules(app))
-        problems = Report(app.engine).problems(limit=most and most + 1)
+        problems = TARGETS.rows(app.engine, show="problems", limit=most and most + 1)
         if options.json:
             _print(found, islice(problems, most), most)
         else:
@@ -93,10 +95,11 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
 
 
 def _gather(app: Application, configured: Sequence[Schedule] | None, broken: ConfigError | None) -> _Status:
-    report, now = Report(app.engine), utc_now()
+    now = utc_now()
     with short_transaction(app.engine) as connection:
         snapshot = None if configured is None else health.read_within(connection, configured, now)
         summary: TargetSummary = snapshot or health.summary_within(connection, now)
+        runs, why = RUNS.page(connection, _RUNS), causes(connection)
     holder = Store(app.engine).lease_holder(LEASE)
     killed = holder if holder is not None and was_killed(holder) else None
     return _Status(
@@ -106,8 +109,8 @@ def _gather(app: Application, configured: Sequence[Schedule] | None, broken: Con
         checked=summary.checked,
         snapshot=snapshot,
         schedules=_schedules(configured, snapshot, now) if configured and snapshot else iter(()),
-        runs=list(report.runs(limit=_RUNS)),
-        causes=report.causes(),
+        runs=runs,
+        causes=why,
     )
 
 

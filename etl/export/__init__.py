@@ -23,7 +23,7 @@ from etl.errors import UsageError
 from etl.export import formats
 from etl.export.formats import ParquetFile, csv_pages, disarm, harmless, jsonl_pages, pandas_options, require_pyarrow
 from etl.printable import printable_lines
-from etl.report import Column
+from etl.report.rows import Column
 from etl.system import disk
 from etl.system.disk import errors_named, part_file, part_folder, sync_folder
 

@@ -17,7 +17,7 @@ import msgspec
 
 from etl.errors import UsageError
 from etl.printable import printable
-from etl.report import Column
+from etl.report.rows import Column
 
 _FORMULA: Final = re.compile(r"""[\s'"\ufeff\u200b]*[=+\-@＝＋－＠]|'*[\t\r\n]""")
 """What a spreadsheet may take for a formula. It still matches with a ``'`` in front: so disarming can be undone."""

@@ -11,13 +11,15 @@ SQLite the order of a join; for PostgreSQL it is an ordinary join.)
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from sqlalchemy import BindParameter, Connection, TextClause, TextualSelect, bindparam, text
+from sqlalchemy import BindParameter, Connection, Engine, TextClause, TextualSelect, bindparam, text
 
-from etl.domain.model import Target
-from etl.report.reading import sql
+from etl.database import reading
+from etl.domain.model import Target, cycle_code
+from etl.report.names import contains_sql, pattern
+from etl.report.reading import sql, stream
 from etl.report.rows import ListWorkflowAsOf, TargetAsOf, sql_columns
 from etl.schema import UtcTime
 
@@ -34,6 +36,49 @@ _THEN: Final = text("SELECT id FROM change_set WHERE observed_at <= :at ORDER BY
     bindparam("at", type_=UtcTime)
 )
 _CHANGED_SINCE: Final = text("SELECT 1 FROM workflow_change WHERE flow_id = :flow_id AND change_set_id > :id LIMIT 1")
+
+
+def flows_as_of(
+    engine: Engine,
+    at: dt.datetime,
+    *,
+    org: str | None = None,
+    user: str | None = None,
+    flow: str | None = None,
+    name: str | None = None,
+    cycle: str | None = None,
+    way: Way | None = None,
+) -> Iterator[ListWorkflowAsOf]:
+    """The list that each target had at ``at`` (aware), by organisation, user, expression and flow_id.
+
+    The ids are whole. The columns are those of ``list_workflow`` as of then (``missing_since`` is not kept, and null),
+    then ``coverage``, ``observed_before`` (the last recorded observation at or before ``at``, which is also
+    ``last_observed_at``) and ``observed_after`` (the first one later than ``at``, or null). A target has no rows before
+    its first observation and from its retirement on. ``way`` overrides the choice of the cheaper one. Raises
+    DatabaseError.
+    """
+    filters = _given(org_id=org, user_id=user, flow_id=flow, cycle=cycle_code(cycle))
+    named = "" if name is None else contains_sql(engine.dialect.name, "listed.flow_name", "flow_name")
+    parameters: list[BindParameter[str]] = [] if name is None else [bindparam("flow_name", pattern(name))]
+    if way is None:
+        with reading(engine) as connection:
+            way = cheaper_way(connection, at, flow)
+    return stream(engine, flows_statement(way, at, filters, named, "", parameters), ListWorkflowAsOf)
+
+
+def targets_as_of(
+    engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None
+) -> Iterator[TargetAsOf]:
+    """One row for each target that was not retired by ``at``, also with an empty list. Raises DatabaseError.
+
+    A target that had not been observed by then is ``unobserved``, without ``observed_before`` and ``flow_count``:
+    nobody knows what it saw.
+    """
+    return stream(engine, targets_statement(at, _given(org_id=org, user_id=user)), TargetAsOf)
+
+
+def _given(**filters: str | None) -> dict[str, str]:
+    return {column: value for column, value in filters.items() if value is not None}
 
 
 def targets_statement(

@@ -6,7 +6,8 @@ Commands, the page, ``--json``, CSV and ``flowtrail export`` all read these. Lis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from sqlalchemy import (
@@ -24,10 +25,11 @@ from sqlalchemy import (
 )
 
 from etl.database import reading
+from etl.domain.holds import HeldSet, shown_set
 from etl.domain.kinds import CHANGE_KINDS, EVENT_KINDS
-from etl.domain.model import cycle_code
+from etl.domain.model import Target, cycle_code
 from etl.report.names import WHOLE, any_contains, id_contains
-from etl.report.reading import stream
+from etl.report.reading import sql, stream
 from etl.report.rows import (
     Gap,
     HeldWorkflow,
@@ -37,6 +39,7 @@ from etl.report.rows import (
     OrgWorkflow,
     OrgWorkflowEvent,
     OrgWorkflowState,
+    ProblemCause,
     SyncRun,
     TargetHealth,
     sql_columns,
@@ -77,7 +80,10 @@ def seals_after(engine: Engine, after: int) -> Seals:
 
 
 class ListView(NamedTuple, Generic[T]):
-    """A list: ``rows`` are all of one moment, in constant memory; ``page`` is read in the caller's transaction."""
+    """A list: ``rows`` are all of one moment, in constant memory; ``page`` is read in the caller's transaction.
+
+    The rows are NamedTuples whose fields are the columns of the view behind them. Without a filter there are all.
+    """
 
     name: str
     row_type: type[T]
@@ -115,8 +121,9 @@ class ListView(NamedTuple, Generic[T]):
         return found
 
     def rows(self, engine: Engine, *, limit: int | None = None, **asked: Any) -> Iterator[T]:
-        """All rows, or the first ``limit`` of them. Raises DatabaseError."""
-        return stream(engine, self.select(engine.dialect.name, **asked).limit(limit), self.row_type)
+        """All rows, or the first ``limit`` of them, for commands and files: an id is a whole one here."""
+        whole = {name: WHOLE + asked[name] for name in _IDS if asked.get(name) is not None}
+        return stream(engine, self.select(engine.dialect.name, **asked | whole).limit(limit), self.row_type)
 
     def page(self, connection: Connection, limit: int, offset: int = 0, **asked: Any) -> list[T]:
         """At most ``limit`` rows after the first ``offset``."""
@@ -131,6 +138,9 @@ class ListView(NamedTuple, Generic[T]):
 
 def _is_nothing(value: Any) -> bool:
     return value is None or (isinstance(value, str | Sequence) and not value)
+
+
+_IDS: Final = ("org", "user", "flow")
 
 
 def _view(name: str, row_type: type[tuple[Any, ...]]) -> Callable[[Mapping[str, Any], Sequence[str]], FromClause]:
@@ -272,6 +282,19 @@ def _held_workflows(asked: Mapping[str, Any], columns: Sequence[str]) -> FromCla
 
 
 HELD_WORKFLOWS: Final = ListView("held", HeldWorkflow, _held_workflows, (*_TARGET, "flow_id"), _USER)
+"""Each workflow of which something is held, and the latest reason why."""
+
+
+def held_sets(engine: Engine, *, org: str | None = None) -> Iterator[HeldSet]:
+    """What is held of each target, by organisation, user and expression."""
+    for (*key, since), rows in groupby(HELD_WORKFLOWS.rows(engine, org=org), key=itemgetter(0, 1, 2, 3)):
+        yield shown_set(Target(*key), since, ((row.flow_id, row.doubted) for row in rows))
+
+
+def causes(connection: Connection) -> list[ProblemCause]:
+    """Why targets have problems, the most frequent cause first; a target that fails and is held counts in both."""
+    return [ProblemCause(*row) for row in connection.execute(text(sql("causes")))]
+
 
 # ---------------------------------------------------------------------------------------------------- organisations
 
@@ -303,7 +326,7 @@ def _org_workflows(asked: Mapping[str, Any], columns: Sequence[str]) -> FromClau
     org = str(asked.get("org", ""))
     if not org.startswith(WHOLE) or "flow" in asked or "last_listed_at" not in columns:
         return view("org_workflow", OrgWorkflow)
-    whole = text((files("etl.report") / "whole_list.sql").read_text("utf-8")).bindparams(org_id=org.removeprefix(WHOLE))
+    whole = text(sql("whole_list")).bindparams(org_id=org.removeprefix(WHOLE))
     return whole.columns(*sql_columns(OrgWorkflow)).subquery("org_workflow")
 
 

@@ -85,16 +85,6 @@ class ObservedTargets(NamedTuple):
     """The last observation that is recorded now."""
 
 
-class UnknownName(NamedTuple):
-    """A name that no target has."""
-
-    what: str
-    """``org_id`` or ``user_id``."""
-    name: str
-    similar: str | None
-    """A similar name that a target has."""
-
-
 def observed_targets(
     engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None
 ) -> ObservedTargets:
@@ -107,18 +97,21 @@ def observed_targets(
         return ObservedTargets._make(found.one())
 
 
-def unknown_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> UnknownName | None:
-    """The first of the names that no target has, also if the user is only in another organisation. Raises
-    DatabaseError."""
+def unknown_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> str | None:
+    """A sentence about the first of the names that no target has, also if the user is only in another organisation.
+    Raises DatabaseError."""
     known = select(target.c.id).limit(1)
     with reading(engine) as connection:
-        for column, name in ((target.c.org_id, org), (target.c.user_id, user)):
+        for what, column, name in (("organisation", target.c.org_id, org), ("user", target.c.user_id, user)):
             if name is None:
                 continue
             known = known.where(column == name)
             if connection.execute(known).first() is None:
                 names = connection.execute(select(column).distinct().order_by(column).limit(_NAMES_COMPARED)).scalars()
-                return UnknownName(column.name, name, next(iter(get_close_matches(name, list(names), 1)), None))
+                similar = next(iter(get_close_matches(name, list(names), 1)), None)
+                if similar == name:
+                    return f"Unknown {what}, in this organisation: {name!r}."
+                return f"Unknown {what}: {name!r}." + (f" Did you mean {similar!r}?" if similar else "")
     return None
 
 

@@ -1,6 +1,6 @@
 """The trail page by page, the newest change first.
 
-``Report.changes`` streams the same rows from the view, all from one moment, for readers of the whole trail. A page is
+``listings.CHANGES`` streams the same rows from the view, all from one moment, for readers of the whole trail. A page is
 selected differently, so that it costs what it shows and not what there is: first the newest change sets, by their own
 counts and an index, and only then their changes. A test compares the two.
 """

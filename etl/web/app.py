@@ -19,12 +19,12 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.errors import DatabaseError
-from etl.report import columns_of, summaries, trail_page
+from etl.report import summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS
 from etl.report.names import search
 from etl.report.reading import short_transaction
-from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
+from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion, columns_of
 from etl.report.runs import causes, issues, versions
 from etl.report.trail_page import Position
 from etl.report.workflow_page import UserChange, user_changes

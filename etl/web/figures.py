@@ -12,8 +12,7 @@ from typing import Any, Final
 
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
-from etl.report import ListState
-from etl.report.rows import Gap
+from etl.report.rows import Gap, ListState
 from etl.report.summaries import CYCLES, OTHER, Churn, Day, DaySnapshot, Scope
 from etl.web.labels import cycle_label, foreign, kind_label, user_label
 

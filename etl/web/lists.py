@@ -13,21 +13,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.model import Target
-from etl.report import (
-    ListWorkflow,
-    ListWorkflowAsOf,
-    TargetAsOf,
-    TargetHealth,
-    columns_of,
-    targets,
-    trail_page,
-    workflow_page,
-)
+from etl.report import targets, trail_page, workflow_page
 from etl.report.details import detail_sentences, details_of_flow
 from etl.report.listings import EVENTS, FLOWS, HISTORY, TARGETS, WORKFLOWS
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
-from etl.report.rows import ListDifference, OrgWorkflow, OrgWorkflowShown, OrgWorkflowState, TargetVersion
+from etl.report.rows import (
+    ListDifference,
+    ListWorkflow,
+    ListWorkflowAsOf,
+    OrgWorkflow,
+    OrgWorkflowShown,
+    OrgWorkflowState,
+    TargetAsOf,
+    TargetHealth,
+    TargetVersion,
+    columns_of,
+)
 from etl.report.targets import KnownTarget, targets_of_user
 from etl.report.workflow_page import LISTS_THEN, OrgDifference, TooManyLists, difference, first_look
 from etl.web.page import (

@@ -24,13 +24,13 @@ from etl.config import Schedule
 from etl.errors import DatabaseError
 from etl.export import whole_file
 from etl.printable import counted
-from etl.report import SyncRun, health, summaries, trail_page, workflow_page
+from etl.report import health, summaries, trail_page, workflow_page
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
-from etl.report.listings import GAPS, HISTORY, RUNS
+from etl.report.listings import GAPS, HISTORY, RUNS, causes
 from etl.report.names import WHOLE
-from etl.report.queries import causes
 from etl.report.reading import short_transaction
+from etl.report.rows import SyncRun
 from etl.report.summaries import Scope
 from etl.web.labels import ago
 from etl.web.rendering import PLOTLY, asset, render

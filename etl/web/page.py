@@ -21,11 +21,11 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from etl.config.slots import time_zone
 from etl.errors import DatabaseError
 from etl.export.formats import csv_pages, jsonl_pages
-from etl.report import Column, columns_of
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
 from etl.report.listings import Filter, ListView
 from etl.report.reading import short_transaction, stream
+from etl.report.rows import Column, columns_of
 from etl.timeparse import parse_moment
 from etl.web.rendering import render
 

@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 from sqlalchemy import Engine
 
-from etl.report import Report
+from etl.report.asof import flows_as_of
+from etl.report.listings import FLOWS, HISTORY, STATES
 from tests.support.browser import BOB, DAVE, Month, browser, drawn, month, site, watch
 
 __all__ = ["browser", "month"]
@@ -60,7 +61,7 @@ def open_target(page: Page, user: str) -> None:
 
 def test_what_does_a_user_see_now(page: Page, engine: Engine) -> None:
     open_target(page, BOB.user_id)
-    known = [flow.flow_id for flow in Report(engine).flows(org=BOB.org_id, user=BOB.user_id)]
+    known = [flow.flow_id for flow in FLOWS.rows(engine, org=BOB.org_id, user=BOB.user_id)]
     assert column(page, "workflows", "Workflow") == known
     assert "last observed 5 h ago" in page.locator("section", has_text="Now").inner_text()
 
@@ -69,7 +70,7 @@ def test_what_was_there_on_31_march(page: Page, engine: Engine) -> None:
     open_target(page, BOB.user_id)
     page.get_by_label("List as of").fill("2026-04-01")
     page.get_by_role("button", name="Show").click()
-    then = Report(engine).flows_as_of(MARCH_ENDS, org=BOB.org_id, user=BOB.user_id)
+    then = flows_as_of(engine, MARCH_ENDS, org=BOB.org_id, user=BOB.user_id)
     assert column(page, "workflows", "Workflow") == [flow.flow_id for flow in then]
     assert "Unobserved." in page.locator("section", has_text="As of").inner_text()
     assert "as_of=2026-04-01" in page.url, "the address says it all"
@@ -147,7 +148,7 @@ def test_what_is_different_in_an_organisation_between_two_moments(page: Page, en
     page.get_by_label("Compare with").fill("2026-03-20")
     page.get_by_role("button", name="Show").click()
     before, then = (
-        {row.flow_id for row in Report(engine).workflows_as_of(at, org="o1")}
+        {row.flow_id for row in STATES.rows(engine, at=at, org="o1")}
         for at in (dt.datetime(2026, 3, 20, tzinfo=dt.UTC), MARCH_ENDS)
     )
     kinds = zip(column(page, "difference", "Workflow"), column(page, "difference", "Kind"), strict=True)
@@ -163,7 +164,7 @@ def test_who_sees_a_workflow_and_what_was_its_life(page: Page, engine: Engine) -
     drawn(page)
     assert set(column(page, "seen", "User")) <= {"carol", "dave"}
     page.get_by_text("The numbers").click()
-    known = [state.user_id for state in Report(engine).history(flow=flow, org="o2")]
+    known = [state.user_id for state in HISTORY.rows(engine, flow=flow, org="o2")]
     assert column(page, "states", "User") == known
     assert {"renamed", "cycle changed"} & set(column(page, "story", "Kind"))
 

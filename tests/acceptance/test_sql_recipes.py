@@ -22,7 +22,8 @@ from etl.domain import verdict
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
-from etl.report import Report
+from etl.report.asof import flows_as_of
+from etl.report.listings import EVENTS, STATES
 from etl.store import NewRun, Store
 from tests.support import builders
 from tests.support.browser import write_month
@@ -351,11 +352,11 @@ def test_what_a_search_finds_is_no_part_of_the_organisations_story(engine: Engin
 def test_patterns_and_commands_agree_at_the_very_moment_of_a_change(engine: Engine, database_url: str) -> None:
     """From is included, to is not; what changed at a moment is there as of it. A microsecond sooner it is not."""
     write_month(engine, database_url)
-    questions, report = {question.title: question.sql for question in QUESTIONS}, Report(engine)
+    questions = {question.title: question.sql for question in QUESTIONS}
     of_user = questions["What did a user see when April began?"].replace("o-solar", "o1").replace("alice", "bob")
     of_org = questions["What was there when April began?"]
     in_period = questions["What changed in an organisation on one day, each thing once?"].replace("o-wind", "o1")
-    events = list(Report(engine).events(org="o1"))
+    events = list(EVENTS.rows(engine, org="o1"))
     moments = sorted({event.observed_at for event in events})
     for at in sorted({each - step for each in moments for step in (dt.timedelta(0), TICK)}):
         literal = f"{at:%Y-%m-%d %H:%M:%S.%f}+00"
@@ -364,8 +365,8 @@ def test_patterns_and_commands_agree_at_the_very_moment_of_a_change(engine: Engi
                 connection.execute(text(sql.replace("2026-04-01 00:00:00.000000+00", literal))).all()
                 for sql in (of_user, of_org)
             )
-        assert [row[1] for row in lists] == [row.flow_id for row in report.flows_as_of(at, org="o1", user="bob")], at
-        assert [tuple(row) for row in states] == [row[:4] for row in Report(engine).workflows_as_of(at)], at
+        assert [row[1] for row in lists] == [row.flow_id for row in flows_as_of(engine, at, org="o1", user="bob")], at
+        assert [tuple(row) for row in states] == [row[:4] for row in STATES.rows(engine, at=at)], at
     for since, until in pairwise(moments):
         sql = in_period.replace("2026-03-25 00:00:00", f"{since:%F %T}").replace(
             "2026-03-26 00:00:00", f"{until:%F %T}"
@@ -374,7 +375,7 @@ def test_patterns_and_commands_agree_at_the_very_moment_of_a_change(engine: Engi
             found = [row[1:3] for row in connection.execute(text(sql))]
         known = [event for event in events if since <= event.observed_at < until]
         assert found == [(event.flow_id, event.kind) for event in known] != []
-        assert list(Report(engine).events(org="o1", since=since, until=until)) == known
+        assert list(EVENTS.rows(engine, org="o1", since=since, until=until)) == known
 
 
 def test_the_library_gives_the_expected_answers(known: Engine) -> None:

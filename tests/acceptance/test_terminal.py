@@ -20,7 +20,7 @@ from etl.cli.lists import SEARCHES_ONLY, same_lives
 from etl.database import connect, reading
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
-from etl.report import ListState
+from etl.report.rows import ListState
 from etl.schema import org_event, org_flow, org_step
 from tests.support import builders
 from tests.support.browser import site

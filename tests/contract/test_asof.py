@@ -21,8 +21,9 @@ from etl.domain.chain import state_digest
 from etl.domain.guard import Decision
 from etl.domain.model import Flow, Snapshot, State, Target
 from etl.errors import Refused
-from etl.report import Report, TargetAsOf
-from etl.report.asof import cheaper_way, flows_statement, targets_statement
+from etl.report.asof import cheaper_way, flows_as_of, flows_statement, targets_as_of, targets_statement
+from etl.report.listings import CHANGES, FLOWS
+from etl.report.rows import TargetAsOf
 from etl.report.workflow_page import users_then
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
@@ -40,14 +41,13 @@ def test_the_list_at_any_moment_agrees_with_an_independent_oracle(engine: Engine
     """Lists, times, coverage and the observations around, by both ways, at boundaries and anywhere between."""
     world = World(engine, seed)
     world.live(60)
-    report = Report(engine)
     for moment in world.moments(16):
         known = sorted((o.target, o.at(moment)) for o in world.oracles.values() if o.at(moment) is not None)
         flows = [row for _, (_, rows) in known for row in rows]
-        assert list(report.targets_as_of(moment)) == [row for _, (row, _) in known], moment
-        assert list(report.flows_as_of(moment, way="replay")) == flows, moment
-        assert list(report.flows_as_of(moment, way="group")) == flows, moment
-        assert list(report.flows_as_of(moment, way="undo")) == flows, moment
+        assert list(targets_as_of(engine, moment)) == [row for _, (row, _) in known], moment
+        assert list(flows_as_of(engine, moment, way="replay")) == flows, moment
+        assert list(flows_as_of(engine, moment, way="group")) == flows, moment
+        assert list(flows_as_of(engine, moment, way="undo")) == flows, moment
 
 
 def test_the_number_of_users_of_a_workflow_at_any_moment_agrees_with_the_oracle(engine: Engine) -> None:
@@ -64,7 +64,7 @@ def test_the_number_of_users_of_a_workflow_at_any_moment_agrees_with_the_oracle(
 
 
 def _workflows(world: World) -> list[tuple[str, str]]:
-    return sorted({(row.org_id, row.flow_id) for row in Report(world.engine).changes()})
+    return sorted({(row.org_id, row.flow_id) for row in CHANGES.rows(world.engine)})
 
 
 @pytest.mark.parametrize("way", ["replay", "group", "undo"])
@@ -76,20 +76,19 @@ def test_a_filter_finds_the_same_rows_as_the_oracle(engine: Engine, way: str) ->
     everything = [
         row for o in sorted(world.oracles.values(), key=lambda o: o.target) if (at := o.at(moment)) for row in at[1]
     ]
-    report = Report(engine)
-    assert list(report.flows_as_of(moment, org="o1", way=way)) == [r for r in everything if r.org_id == "o1"] != []
-    assert list(report.flows_as_of(moment, user="u0", way=way)) == [r for r in everything if r.user_id == "u0"] != []
-    assert list(report.flows_as_of(moment, flow="7", way=way)) == [r for r in everything if r.flow_id == "7"] != []
-    assert list(report.flows_as_of(moment, cycle="week", way=way)) == [r for r in everything if r.cycle == "W"] != []
-    assert list(report.flows_as_of(moment, cycle="Q", way=way)) == [r for r in everything if r.cycle == "Q"] != []
+    assert list(flows_as_of(engine, moment, org="o1", way=way)) == [r for r in everything if r.org_id == "o1"] != []
+    assert list(flows_as_of(engine, moment, user="u0", way=way)) == [r for r in everything if r.user_id == "u0"] != []
+    assert list(flows_as_of(engine, moment, flow="7", way=way)) == [r for r in everything if r.flow_id == "7"] != []
+    assert list(flows_as_of(engine, moment, cycle="week", way=way)) == [r for r in everything if r.cycle == "W"] != []
+    assert list(flows_as_of(engine, moment, cycle="Q", way=way)) == [r for r in everything if r.cycle == "Q"] != []
     assert (
-        list(report.flows_as_of(moment, name="E_eNt", way=way))
+        list(flows_as_of(engine, moment, name="E_eNt", way=way))
         == [r for r in everything if "e_ent" in (r.flow_name or "")]
         != []
     )
-    assert list(report.flows_as_of(moment, name="%", way=way)) == []
+    assert list(flows_as_of(engine, moment, name="%", way=way)) == []
     assert (
-        list(report.targets_as_of(moment, org="o1", user="u0"))
+        list(targets_as_of(engine, moment, org="o1", user="u0"))
         == [
             row
             for target, o in sorted(world.oracles.items())
@@ -104,8 +103,7 @@ class Life:
     """One target, told what it answers and when."""
 
     def __init__(self, engine: Engine) -> None:
-        self.store = Store(engine)
-        self.report = Report(engine)
+        self.engine, self.store = engine, Store(engine)
         self.run_id = self.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), START) or 0
 
     def answers(self, hours: float, *flow_ids: str, held: tuple[str, ...] = (), whole: bool = False) -> None:
@@ -128,12 +126,12 @@ class Life:
     def at(self, hours: float, ticks: int = 0) -> tuple[str, str, float, float | None] | None:
         """The list, the coverage, and the hours of the observations before and after."""
         moment = START + hours * HOUR + ticks * TICK
-        row = next(self.report.targets_as_of(moment), None)
+        row = next(targets_as_of(self.engine, moment), None)
         if row is None or row.observed_before is None:
-            assert list(self.report.flows_as_of(moment)) == []
+            assert list(flows_as_of(self.engine, moment)) == []
             assert row is None or (row.coverage, row.flow_count) == ("unobserved", None)
             return None
-        flows = list(self.report.flows_as_of(moment))
+        flows = list(flows_as_of(self.engine, moment))
         assert row.flow_count == len(flows)
         assert {flow[-3:] for flow in flows} <= {(row.coverage, row.observed_before, row.observed_after)}
         after = None if row.observed_after is None else (row.observed_after - START) / HOUR
@@ -211,7 +209,7 @@ def test_an_observed_empty_list_differs_from_no_observation(life: Life) -> None:
     life.answers(1)
     life.answers(2)
     assert life.at(0.5) is None
-    assert next(life.report.targets_as_of(START)) == TargetAsOf(*ALICE, "unobserved", None, START + HOUR, None)
+    assert next(targets_as_of(life.engine, START)) == TargetAsOf(*ALICE, "unobserved", None, START + HOUR, None)
     assert life.at(1.5) == ("", "observed", 1, 2)
 
 
@@ -223,7 +221,7 @@ def test_a_workflow_that_came_back_was_first_seen_when_it_came_back(life: Life) 
     life.answers(4)
     life.answers(5, "a")
     for way in ("replay", "group", "undo"):
-        [row] = life.report.flows_as_of(START + 3.5 * HOUR, way=way)
+        [row] = flows_as_of(life.engine, START + 3.5 * HOUR, way=way)
         assert (row.first_listed_at, row.changed_at) == (START + 3 * HOUR, START + 3 * HOUR)
 
 
@@ -322,7 +320,7 @@ def test_the_cost_of_undoing_does_not_grow_with_what_lies_before(engine: Engine)
         with writing(engine) as connection:
             grow(connection, org, 3, versions, HOUR)
         moment = START + (versions - 5) * HOUR
-        costs.append(_steps(engine, lambda org=org, moment=moment: list(Report(engine).flows_as_of(moment, org=org))))
+        costs.append(_steps(engine, lambda org=org, moment=moment: list(flows_as_of(engine, moment, org=org))))
     assert costs[1] < 1.3 * costs[0]
 
 
@@ -332,8 +330,8 @@ def test_the_cost_of_one_organisation_does_not_grow_with_the_others(engine: Engi
 
     def ask() -> list[object]:
         return [
-            *Report(engine).flows_as_of(START + 30 * HOUR, org="o1"),
-            *Report(engine).targets_as_of(START, org="o1"),
+            *flows_as_of(engine, START + 30 * HOUR, org="o1"),
+            *targets_as_of(engine, START, org="o1"),
         ]
 
     with writing(engine) as connection:
@@ -378,9 +376,9 @@ def test_one_workflow_is_replayed_unless_it_did_not_change_since(engine: Engine)
     """Its changes are found by its id, however many versions its users have."""
     with writing(engine) as connection:
         grow(connection, "o1", 1, 200, HOUR)
-    flow = next(iter(Report(engine).flows())).flow_id
+    flow = next(iter(FLOWS.rows(engine))).flow_id
     with reading(engine) as connection:
-        last = max(row.observed_at for row in Report(engine).changes(flow=flow))
+        last = max(row.observed_at for row in CHANGES.rows(engine, flow=flow))
         assert cheaper_way(connection, last - HOUR / 2, flow) == "replay"
         assert cheaper_way(connection, last + HOUR / 2, flow) == "undo"
 
@@ -393,18 +391,17 @@ def test_the_recipes_of_the_documentation_give_what_the_report_gives(engine: Eng
     world = World(engine, 5, targets=6)
     world.live(40)
     the_list, the_coverage = _blocks("sql")
-    report = Report(engine)
     for moment in world.moments(4):
         for org, user, expression in world.oracles:
             key = (org, user, expression)
             with reading(engine) as connection:
                 listed = _rows(connection, the_list, moment, org, user)
                 covered = _rows(connection, the_coverage, moment, org, user)
-            assert listed == [(*row[:6], row.editable) for row in report.flows_as_of(moment, org=org, user=user)], (
+            assert listed == [(*row[:6], row.editable) for row in flows_as_of(engine, moment, org=org, user=user)], (
                 moment,
                 key,
             )
-            known = report.targets_as_of(moment, org=org, user=user)
+            known = targets_as_of(engine, moment, org=org, user=user)
             assert covered == [tuple(row) for row in known if row.observed_before is not None], (moment, key)
 
 
@@ -416,7 +413,7 @@ def test_the_recipes_run_as_they_stand_in_the_database_s_own_program(engine: Eng
     world = World(engine, 6, targets=4)
     world.live(20)
     moment = world.now - HOUR
-    org, user, _ = next(row for row in Report(engine).flows_as_of(moment))[:3]
+    org, user, _ = next(row for row in flows_as_of(engine, moment))[:3]
     [parameters] = _blocks(program)
     for shown, meant in (
         ("o15427722038191", org),
@@ -426,11 +423,11 @@ def test_the_recipes_run_as_they_stand_in_the_database_s_own_program(engine: Eng
     ):
         parameters = parameters.replace(shown, meant)
     said = _say(engine, program, parameters + _blocks("sql")[recipe])
-    read = Report(engine).flows_as_of if recipe == 0 else Report(engine).targets_as_of
+    read = flows_as_of if recipe == 0 else targets_as_of
     column = 3  # the flow_id, or the coverage
     assert (
         [line.split("|")[column] for line in said.splitlines()]
-        == [row[column] for row in read(moment, org=org, user=user)]
+        == [row[column] for row in read(engine, moment, org=org, user=user)]
         != []
     )
 

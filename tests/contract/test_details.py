@@ -16,9 +16,8 @@ from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
 from etl.notify.run_digest import digest_of
-from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
-from etl.report.listings import EVENTS
+from etl.report.listings import CHANGES, EVENTS, HISTORY
 from etl.report.workflow_page import user_changes
 from etl.store import Store
 from etl.sync import DetailLimits, RunReport
@@ -76,7 +75,7 @@ def test_details_stand_beside_the_change_and_the_latest_have_a_view(house: Detai
     house.world.set_cycle(ORG, "3", "W")
     house.world.set_cycle(ORG, "4", "W")
     house.ask_all()
-    events = [event for event in Report(house.engine).changes(kind=["cycle_changed"]) if event.user_id == "bob"]
+    events = [event for event in CHANGES.rows(house.engine, kind=["cycle_changed"]) if event.user_id == "bob"]
     with reading(house.engine) as connection:
         details, answers = details_of_changes(connection, events), details_of_flow(connection, "3", ORG)
     said = {(event.flow_id, event.new_cycle): each for event, each in zip(events, details, strict=True)}
@@ -131,7 +130,7 @@ def test_an_event_rests_on_the_later_answers_of_its_run_too(house: DetailHouse) 
 def test_the_history_of_a_workflow_has_the_details_of_each_state(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
-    states = list(states_with_details(house.engine, "3", Report(house.engine).history(flow="3")))
+    states = list(states_with_details(house.engine, "3", HISTORY.rows(house.engine, flow="3")))
     assert {(each["from_kind"], each["update_user"], each["new_freq"]) for each in states} == {
         ("baseline", None, None),
         ("cycle_changed", "updater-1", "0 0 * * * ? *"),

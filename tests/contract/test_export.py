@@ -26,7 +26,9 @@ from sqlalchemy import Engine
 
 from etl.errors import FlowtrailError, UsageError
 from etl.export import Origin, disarm, export
-from etl.report import Column, ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of
+from etl.report.asof import flows_as_of
+from etl.report.listings import CHANGES, FLOWS, HISTORY
+from etl.report.rows import Column, ListChange, ListState, ListWorkflow, ListWorkflowAsOf, columns_of
 from tests.support.histories import START, World
 
 COLUMNS = columns_of(ListChange)
@@ -164,14 +166,13 @@ def test_an_export_is_read_back_by_duckdb(engine: Engine, tmp_path: Path, fmt: s
     """The trail, the list of now and the history, row by row and value by value; and every nasty name."""
     world = World(engine, 11, targets=5)
     world.live(20)
-    report = Report(engine)
     for number, (rows, row_type) in enumerate(
         (
             (lambda: iter(EVENTS), ListChange),
-            (report.changes, ListChange),
-            (report.flows, ListWorkflow),
-            (report.history, ListState),
-            (lambda: report.flows_as_of(world.now), ListWorkflowAsOf),
+            (lambda: CHANGES.rows(engine), ListChange),
+            (lambda: FLOWS.rows(engine), ListWorkflow),
+            (lambda: HISTORY.rows(engine), ListState),
+            (lambda: flows_as_of(engine, world.now), ListWorkflowAsOf),
         )
     ):
         columns = columns_of(row_type)

@@ -28,7 +28,7 @@ from etl.domain.guard import Limits
 from etl.domain.holds import Approval
 from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError, GatewayUnreachable, Interrupted, Malformed, Refused
-from etl.report import Report
+from etl.report.listings import held_sets
 from etl.store import NewRun, Store
 from etl.sync import RunContext, RunReport
 from etl.verify import verify
@@ -284,7 +284,7 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def approve(self) -> None:
         session, waiting = Session(self.upstream), model.held(self.truth)
-        assert [each.target for each in Report(self.engine).held_sets()] == waiting
+        assert [each.target for each in held_sets(self.engine)] == waiting
         report = self._settle(session, waiting, Store(self.engine), approved=True)
         self._expect(Run(self.truth, waiting, session.answers, approved=True), report)
 

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from etl.database import reading
-from etl.report import Report, trail_page
-from etl.report.asof import Way
+from etl.report import trail_page
+from etl.report.asof import Way, flows_as_of
+from etl.report.listings import CHANGES
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, RunHistory
 
@@ -47,10 +48,9 @@ def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, p
     room.run({ANN: [flow(1), flow(2)], BOB: [flow(1), flow(2)]})
     run_id = room.run({ANN: [flow(1, cycle="H"), flow(3)], BOB: [flow(1, name="other"), flow(3)]})
     assert {"cycle_changed", "removed", "added", "renamed"} <= room.lines(run_id).keys()
-    report = Report(engine)
-    assert [*report.changes(org="o1", kind=("removed", "cycle_changed"))]
+    assert [*CHANGES.rows(engine, org="o1", kind=("removed", "cycle_changed"))]
     for way in get_args(Way):
-        assert [*report.flows_as_of(dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
+        assert [*flows_as_of(engine, dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
     with reading(engine) as connection:
         assert trail_page.newest(connection, org="o1", kind=("removed",), limit=10)
         for view, condition in VIEWS.items():

@@ -15,7 +15,7 @@ from etl.database import connect, reading, upgrade, writing
 from etl.domain.model import USUAL_COVERAGE_GAP, Flow, Target
 from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.errors import Refused
-from etl.report import Report
+from etl.report.listings import STATES
 from etl.schema import org_event, org_step, sync_run, target, target_membership
 from etl.store import NewRun, Store, projection, story_rows, story_writes
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
@@ -342,7 +342,7 @@ def test_states_do_not_overlap_when_an_earlier_answer_is_judged_later(engine: En
     end(bens, 27)
     with reading(engine) as connection:
         states = connection.execute(text("SELECT valid_from, valid_to FROM org_workflow_history ORDER BY 1")).all()
-    counted = list(Report(engine).workflows_as_of(after(minutes=23)))
+    counted = list(STATES.rows(engine, at=after(minutes=23)))
     assert len(states) == 2
     assert states[0].valid_to == states[1].valid_from
     assert len(counted) == 1

@@ -7,6 +7,7 @@ import sys
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,13 +16,14 @@ from sqlalchemy import Engine, text
 from etl.cli import app
 from etl.database import connect, reading, upgrade, writing
 from etl.errors import FlowtrailError, SchemaMismatch
-from etl.report import (
+from etl.report.asof import flows_as_of
+from etl.report.listings import CHANGES, FLOWS, HELD_WORKFLOWS, HISTORY, RUNS, TARGETS
+from etl.report.rows import (
     HeldWorkflow,
     ListChange,
     ListState,
     ListWorkflow,
     ListWorkflowAsOf,
-    Report,
     SyncRun,
     TargetAsOf,
     TargetHealth,
@@ -87,49 +89,55 @@ def test_every_column_has_a_kind() -> None:
 def test_the_present_list_agrees_with_the_oracle(world: World) -> None:
     """Every column, held removals and retired targets considered."""
     expected = [row for _, oracle in sorted(world.oracles.items()) for row in oracle.now()]
-    assert list(Report(world.engine).flows()) == expected != []
+    assert list(FLOWS.rows(world.engine)) == expected != []
     assert any(row.missing_since for row in expected)
 
 
 def test_filters_of_the_list_of_now(world: World) -> None:
     """Whole ids, a part of the name in any case, a cycle by its code or its label."""
-    report = Report(world.engine)
-    rows = list(report.flows())
-    assert list(report.flows(org="o1")) == [row for row in rows if row.org_id == "o1"] != []
-    assert list(report.flows(user="u2", flow="3")) == [r for r in rows if (r.user_id, r.flow_id) == ("u2", "3")] != []
-    assert list(report.flows(cycle="D")) == list(report.flows(cycle="day")) == [r for r in rows if r.cycle == "D"] != []
-    assert list(report.flows(name="REDUCE_")) == [r for r in rows if "reduce_" in (r.flow_name or "")] != []
-    assert list(report.flows(name="描")) == [r for r in rows if r.flow_name == "描述"] != []
-    assert list(report.flows(name="REDUCE_", limit=1)) == list(report.flows(name="REDUCE_"))[:1]
-    assert list(report.flows(name="_")) == list(report.flows(name="reduce_"))
-    assert list(report.flows(org="o1' OR '1'='1")) == []
+
+    def flows(**asked: Any) -> list[tuple[Any, ...]]:
+        return list(FLOWS.rows(world.engine, **asked))
+
+    rows = flows()
+    assert flows(org="o1") == [row for row in rows if row.org_id == "o1"] != []
+    assert flows(user="u2", flow="3") == [r for r in rows if (r.user_id, r.flow_id) == ("u2", "3")] != []
+    assert flows(cycle="D") == flows(cycle="day") == [r for r in rows if r.cycle == "D"] != []
+    assert flows(name="REDUCE_") == [r for r in rows if "reduce_" in (r.flow_name or "")] != []
+    assert flows(name="描") == [r for r in rows if r.flow_name == "描述"] != []
+    assert flows(name="REDUCE_", limit=1) == flows(name="REDUCE_")[:1]
+    assert flows(name="_") == flows(name="reduce_")
+    assert flows(org="o1' OR '1'='1") == []
 
 
 def test_the_trail_is_given_in_its_order_and_filtered(world: World) -> None:
     """`since` is in, `until` is out; `kinds` are any of several; a name is found before and after."""
-    report = Report(world.engine)
-    rows = list(report.changes())
+
+    def changes(**asked: Any) -> list[tuple[Any, ...]]:
+        return list(CHANGES.rows(world.engine, **asked))
+
+    rows = changes()
     assert all(isinstance(row, ListChange) for row in rows)
     assert all(
         (a.observed_at, a.change_set_id, a.flow_id, a.kind) < (b.observed_at, b.change_set_id, b.flow_id, b.kind)
         for a, b in pairwise(rows)
     )
     since, until = rows[len(rows) // 4].observed_at, rows[-20].observed_at
-    assert list(report.changes(since=since, until=until)) == [r for r in rows if since <= r.observed_at < until] != []
+    assert changes(since=since, until=until) == [r for r in rows if since <= r.observed_at < until] != []
     kinds = ("cycle_changed", "renamed")
-    assert list(report.changes(kind=kinds)) == [row for row in rows if row.kind in kinds] != []
+    assert changes(kind=kinds) == [row for row in rows if row.kind in kinds] != []
     org, user, flow = rows[-1].org_id, rows[-1].user_id, rows[-1].flow_id
     of_one = [row for row in rows if (row.org_id, row.user_id, row.flow_id) == (org, user, flow)]
-    assert list(report.changes(org=org, user=user, flow=flow)) == of_one != []
-    assert list(report.changes(name="Map")) == [r for r in rows if "map" in ((r.old_name or ""), (r.new_name or ""))]
-    assert list(report.changes(newest_first=True)) == rows[::-1]
-    assert list(report.changes(newest_first=True, limit=7)) == rows[:-8:-1]
-    assert list(report.changes(limit=7)) == rows[:7]
+    assert changes(org=org, user=user, flow=flow) == of_one != []
+    assert changes(name="Map") == [r for r in rows if "map" in ((r.old_name or ""), (r.new_name or ""))]
+    assert changes(newest_first=True) == rows[::-1]
+    assert changes(newest_first=True, limit=7) == rows[:-8:-1]
+    assert changes(limit=7) == rows[:7]
 
 
 def test_booleans_and_times_are_themselves_on_both_databases(world: World) -> None:
     """No 0 for false, no text for a time, no time without a zone."""
-    rows = list(Report(world.engine).changes())
+    rows = list(CHANGES.rows(world.engine))
     assert {row.new_editable for row in rows} == {True, False, None}
     assert {type(row.new_editable) for row in rows} == {bool, type(None)}
     assert {row.observed_at.tzinfo for row in rows} == {dt.UTC}
@@ -137,25 +145,27 @@ def test_booleans_and_times_are_themselves_on_both_databases(world: World) -> No
 
 def test_the_history_has_at_every_moment_the_list_of_that_moment(world: World) -> None:
     """valid_from is in, valid_to is out."""
-    report = Report(world.engine)
-    spans = list(report.history())
+    spans = list(HISTORY.rows(world.engine))
     for moment in world.moments(8):
         then = [s for s in spans if s.valid_from <= moment and (s.valid_to is None or moment < s.valid_to)]
-        assert [(*s[:6], s.editable) for s in then] == [(*f[:6], f.editable) for f in report.flows_as_of(moment)]
+        assert [(*s[:6], s.editable) for s in then] == [(*f[:6], f.editable) for f in flows_as_of(world.engine, moment)]
 
 
 def test_the_history_of_one_workflow(world: World) -> None:
     """For every user who saw it, of one organisation or of all."""
-    report = Report(world.engine)
-    spans = list(report.history())
-    assert list(report.history(flow="3")) == [row for row in spans if row.flow_id == "3"] != []
-    assert list(report.history(flow="3", org="o2")) == [s for s in spans if (s.flow_id, s.org_id) == ("3", "o2")] != []
-    assert list(report.history(user="u0")) == [row for row in spans if row.user_id == "u0"] != []
+
+    def history(**asked: Any) -> list[tuple[Any, ...]]:
+        return list(HISTORY.rows(world.engine, **asked))
+
+    spans = history()
+    assert history(flow="3") == [row for row in spans if row.flow_id == "3"] != []
+    assert history(flow="3", org="o2") == [s for s in spans if (s.flow_id, s.org_id) == ("3", "o2")] != []
+    assert history(user="u0") == [row for row in spans if row.user_id == "u0"] != []
 
 
 def test_held_workflows_are_listed_with_the_reason(world: World) -> None:
     """One row a missing workflow, until it came back or was removed; retired targets wait for nobody."""
-    holds = list(Report(world.engine).holds())
+    holds = list(HELD_WORKFLOWS.rows(world.engine))
     waiting = {
         (*target, flow_id): since
         for target, oracle in world.oracles.items()
@@ -165,61 +175,58 @@ def test_held_workflows_are_listed_with_the_reason(world: World) -> None:
     assert {(*row[:3], row.flow_id): row.missing_since for row in holds} == waiting != {}
     assert all(row.held_since <= row.missing_since and "missing" in (row.reason or "") for row in holds)
     org = holds[0].org_id
-    assert list(Report(world.engine).holds(org=org)) == [row for row in holds if row.org_id == org]
+    assert list(HELD_WORKFLOWS.rows(world.engine, org=org)) == [row for row in holds if row.org_id == org]
 
 
 def test_problems_are_the_targets_that_failed_last_or_are_held(world: World) -> None:
     """As `target_health` has them, without those that retired."""
-    report = Report(world.engine)
-    health = list(report.health())
+    health = list(TARGETS.rows(world.engine))
     active = {target for target, oracle in world.oracles.items() if not oracle.is_away}
     assert {row[:3] for row in health} == active
-    problems = list(report.problems())
+    problems = list(TARGETS.rows(world.engine, show="problems"))
     assert problems == [row for row in health if row.consecutive_failures or row.held_since]
     failed = {target for target in active if world.oracles[target].log[-1].what == "failed"}
     held = {target for target in active if world.oracles[target].missing}
     assert {row[:3] for row in problems} == failed | held
-    assert list(report.problems(limit=1)) == problems[:1]
+    assert list(TARGETS.rows(world.engine, show="problems", limit=1)) == problems[:1]
 
 
 def test_a_slow_reader_blocks_no_writer(world: World) -> None:
     """A commit succeeds while rows are being read, and the reader still sees the moment at which it began."""
-    report = Report(world.engine)
-    expected = list(report.changes())
-    rows = report.changes()
+    expected = list(CHANGES.rows(world.engine))
+    rows = CHANGES.rows(world.engine)
     begun = [next(rows)]
     with writing(world.engine) as connection:
         connection.execute(text("DELETE FROM workflow"))
         connection.execute(text("UPDATE target SET org_id = org_id || '-renamed'"))
     assert begun + list(rows) == expected
-    assert all(row.org_id.endswith("-renamed") for row in report.changes())
+    assert all(row.org_id.endswith("-renamed") for row in CHANGES.rows(world.engine))
 
 
 def test_a_reader_that_stops_half_way_returns_its_connection(world: World) -> None:
     """More often than there are connections."""
-    report = Report(world.engine)
     for _ in range(12):
-        rows = report.changes()
+        rows = CHANGES.rows(world.engine)
         next(rows)
         rows.close()
-    assert next(report.flows())
+    assert next(FLOWS.rows(world.engine))
 
 
 def test_more_rows_than_a_page_come_complete_and_runs_the_latest_first(engine: Engine) -> None:
     """With every column of the table."""
     with writing(engine) as connection:
         connection.execute(sync_run.insert(), [run_row(START + n * TICK) for n in range(2500)])
-    runs = list(Report(engine).runs())
+    runs = list(RUNS.rows(engine))
     assert [run.started_at for run in runs] == [START + n * TICK for n in reversed(range(2500))]
     assert runs[-1]._asdict().items() >= run_row(START).items()
-    assert list(Report(engine).runs(limit=3)) == runs[:3]
+    assert list(RUNS.rows(engine, limit=3)) == runs[:3]
 
 
 def test_a_database_without_the_view_is_named(tmp_path: Path) -> None:
     """A DatabaseError in one sentence, not a traceback of the driver."""
     (tmp_path / "empty.db").touch()
     with pytest.raises(SchemaMismatch, match="list_workflow"):
-        list(Report(connect(f"sqlite:///{tmp_path / 'empty.db'}")).flows())
+        list(FLOWS.rows(connect(f"sqlite:///{tmp_path / 'empty.db'}")))
 
 
 def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(
@@ -232,7 +239,7 @@ def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(
     monkeypatch.setattr(sys.modules["etl.report.reading"], "_IN_MEMORY_BYTES", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(FlowtrailError, match=r"Temporary files cannot be written .*TMPDIR"):
-        list(Report(engine).changes())
+        list(CHANGES.rows(engine))
     engine.dispose()
 
 

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, event
 from etl.database import connect, upgrade, writing
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import Refused, RunClosed
-from etl.report import Report
+from etl.report.asof import flows_as_of
+from etl.report.listings import FLOWS
 from etl.store import NewRun, Store, copy, membership
 from etl.verify import (
     HeadsFile,
@@ -183,8 +184,8 @@ def test_a_target_that_comes_back_while_the_clock_is_behind_has_its_list_from_th
     [*_, retired, joined, resumed] = house.rows("SELECT kind, at FROM target_membership ORDER BY id")
     assert [retired[0], joined[0], resumed[0]] == ["retired", "joined", "resumed"]
     assert retired[1] == joined[1] == resumed[1]
-    now = list(Report(house.engine).flows(user=DAN.user_id))
-    then = list(Report(house.engine).flows_as_of(clock(), user=DAN.user_id))
+    now = list(FLOWS.rows(house.engine, user=DAN.user_id))
+    then = list(flows_as_of(house.engine, clock(), user=DAN.user_id))
     assert [row.flow_id for row in then] == [row.flow_id for row in now] == list("123456")
     assert findings(house.engine) == []
 

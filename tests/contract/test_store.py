@@ -22,7 +22,7 @@ from etl.domain.guard import Limits
 from etl.domain.model import Fence, Outcome, Target
 from etl.domain.roster import RosterUser
 from etl.errors import DatabaseError, Malformed, Refused
-from etl.report import Report
+from etl.report.listings import held_sets
 from etl.schema import lease, sync_run
 from etl.store import NewRun, Store, commit
 from etl.store.lease import LASTS
@@ -261,11 +261,12 @@ def test_a_partial_hold_keeps_what_is_missing_and_commits_the_rest(diary):
     assert (target["version"], target["observation_id"], target["flow_count"]) == (2, None, 21)
     assert target["held_since"] is not None
     assert row(diary.engine, "sync_issue")["missing"] == 10
-    report = Report(diary.engine)
     assert (
-        [each.target for each in report.held_sets()] == [each.target for each in report.held_sets(org="o1")] == [ALICE]
+        [each.target for each in held_sets(diary.engine)]
+        == [each.target for each in held_sets(diary.engine, org="o1")]
+        == [ALICE]
     )
-    assert list(report.held_sets(org="o2")) == []
+    assert list(held_sets(diary.engine, org="o2")) == []
     diary.check()
 
 
@@ -331,7 +332,7 @@ def test_an_approval_removes_and_records_who_approved(diary):
     made = row(diary.engine, "change_set", "version = 3")
     assert (made["approved_by"], made["removed"]) == ("Zoë", 10)
     assert row(diary.engine, "target")["held_since"] is None
-    assert list(Report(diary.engine).held_sets()) == []
+    assert list(held_sets(diary.engine)) == []
     diary.check()
 
 
@@ -826,7 +827,7 @@ def test_exactly_the_share_is_retired_whatever_binary_fractions_make_of_it(diary
 def test_a_retired_target_needs_no_approval(diary):
     hold_ten(diary)
     diary.store.retire_others([], after(hours=2), None)
-    assert list(Report(diary.engine).held_sets()) == []
+    assert list(held_sets(diary.engine)) == []
 
 
 # Rosters

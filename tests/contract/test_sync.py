@@ -23,7 +23,7 @@ from etl.demo.world import World
 from etl.domain.holds import code, held_set
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import DatabaseUnreachable
-from etl.report import Report
+from etl.report.listings import held_sets
 from etl.store import NewRun, Store
 from etl.sync import fetching
 from etl.sync.batch import Batch
@@ -499,13 +499,13 @@ def test_many_changes_at_once_are_held_whole_until_the_old_values_are_back(house
 def test_an_approval_of_many_changes_records_them_and_its_scope(house):
     house.see(ALICE, RENAMED)
     house.sync(ALICE, held=1)
-    (shown,) = Report(house.engine).held_sets()
+    (shown,) = held_sets(house.engine)
     house.see(ALICE, [*RENAMED[:-1], flow(40, "other")])
     house.sync(ALICE, by="Zoë", scopes={ALICE: shown.scope}, held=1)
     house.check()
     house.see(ALICE, [*RENAMED, flow("new")])
     house.sync(ALICE, by="Zoë", scopes={ALICE: shown.scope}, held=1)
-    (now,) = Report(house.engine).held_sets()
+    (now,) = held_sets(house.engine)
     house.sync(ALICE, by="Zoë", scopes={ALICE: now.scope}, changed=1)
     assert house.rows("SELECT renamed, added, approved_scope FROM change_set WHERE approved_by IS NOT NULL") == [
         (30, 1, now.scope)

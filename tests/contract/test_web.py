@@ -34,9 +34,10 @@ from etl.domain.holds import code
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
-from etl.report import Report, summaries, trail_page
+from etl.report import summaries, trail_page
+from etl.report.asof import targets_as_of
 from etl.report.conditions import Condition
-from etl.report.listings import GAPS
+from etl.report.listings import CHANGES, EVENTS, GAPS, STATES, held_sets
 from etl.report.summaries import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
 from etl.web import HttpServer, counting_ahead, report_html
@@ -133,7 +134,7 @@ def evenings(scope: Scope) -> Iterator[tuple[dt.date, dt.datetime]]:
 def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine, fill: Fill, zone: dt.tzinfo) -> None:
     """Each event and each workflow counts once, on the days of any time zone, also where its clocks change."""
     fill("month", write_month)
-    every = list(Report(engine).events())
+    every = list(EVENTS.rows(engine))
     for org in ("", "o1"):
         scope = Scope(dt.date(2026, 3, 5), dt.date(2026, 4, 8), org, zone=zone)
         with reading(engine) as connection:
@@ -148,7 +149,7 @@ def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine
             by_org.items(), key=lambda item: (-item[1], item[0])
         )[:2]
         for (day, evening), found in zip(evenings(scope), snapshots, strict=True):
-            states = list(Report(engine).workflows_as_of(evening, org=org or None))
+            states = list(STATES.rows(engine, at=evening, org=org or None))
             cycles = Counter(state.cycle if state.cycle in CYCLE_LABELS else OTHER for state in states)
             assert found.by_cycle == {cycle: cycles[cycle] for cycle in CYCLES}, day
 
@@ -185,7 +186,7 @@ def test_an_evening_has_the_targets_observed_by_then_and_those_in_a_gap_that_hid
         at = dt.datetime.combine(evening.day + DAY, dt.time(), dt.UTC)
         hidden = [g for g in gaps if g.gap_from < at and (g.gap_to is None or (g.gap_to >= at and g.changed_inside))]
         assert evening.unobserved == len(hidden), evening.day
-        known = [row for row in Report(engine).targets_as_of(at - TICK) if row.observed_before]
+        known = [row for row in targets_as_of(engine, at - TICK) if row.observed_before]
         assert evening.targets == len(known), evening.day
     assert found[-1].targets
     assert len({evening.unobserved for evening in found}) > 1
@@ -255,7 +256,7 @@ def whole(filters: dict[str, str]) -> dict[str, str]:
 def test_paging_through_the_trail_gives_every_change_once(engine: Engine, now: dt.datetime) -> None:
     times = {"since": now - 5 * DAY, "until": now - DAY}
     for filters, kinds in itertools.product(FILTERS, (CHANGE_KINDS, DELTA_KINDS, ("renamed",))):
-        expected = list(Report(engine).changes(**times, kind=kinds, newest_first=True, **whole(filters)))
+        expected = list(CHANGES.rows(engine, **times, kind=kinds, newest_first=True, **whole(filters)))
         assert expected or kinds == ("renamed",)
         found, after = [], None
         with reading(engine) as connection:
@@ -278,7 +279,7 @@ def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine
         "1 target: 40 workflows held",
     ]  # not their coverage gaps, too: an outage is one line
     assert 'href="/targets?show=problems&amp;cause=62109">Show which' in first
-    (held,) = Report(engine).held_sets()
+    (held,) = held_sets(engine)
     command = f"flowtrail guard approve --expect={code(held.scope)} o1 alice"
     assert command in "".join(Reader(get(server, "/held").text).texts)
     assert command in "".join(Reader(get(server, "/").text).texts)

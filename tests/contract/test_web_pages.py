@@ -19,9 +19,10 @@ from starlette.responses import StreamingResponse
 from etl.database import reading
 from etl.domain.diff import by_id, diff
 from etl.domain.model import Flow, Target
-from etl.report import Report, columns_of, listings, workflow_page
-from etl.report.listings import FLOWS, WORKFLOWS
-from etl.report.rows import ListDifference, OrgWorkflow, view
+from etl.report import listings, workflow_page
+from etl.report.asof import flows_as_of, targets_as_of
+from etl.report.listings import FLOWS, HISTORY, RUNS, STATES, WORKFLOWS
+from etl.report.rows import ListDifference, OrgWorkflow, columns_of, view
 from etl.web.labels import COVERAGE, target_path, workflow_path
 from etl.web.page import PAGE_ROWS, rows_file
 from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, NOW, engine, get, month, rows, server
@@ -77,7 +78,7 @@ def test_the_first_page_tells_what_happened_last_once_however_many_saw_it(server
 
 
 def test_a_run_shows_its_failures_by_cause(server, engine) -> None:
-    partial = [run.id for run in Report(engine).runs() if run.status == "partial"]
+    partial = [run.id for run in RUNS.rows(engine) if run.status == "partial"]
     assert [row["id"] for row in rows(server, "/runs", status="partial")] == partial != []
     page = get(server, f"/runs/{partial[0]}").text
     causes = page.partition('<table id="causes">')[2].partition("</table>")[0]
@@ -125,7 +126,9 @@ FILES = [
 
 @pytest.mark.parametrize(("path", "query", "listing", "asked"), FILES)
 def test_every_table_is_a_file_with_the_columns_and_the_rows_of_its_list(server, engine, path, query, listing, asked):
-    known = json.loads(msgspec.json.encode([row._asdict() for row in listing.rows(engine, **asked)]))
+    with reading(engine) as connection:
+        found = listing.page(connection, 10**6, **asked)
+    known = json.loads(msgspec.json.encode([row._asdict() for row in found]))
     assert rows(server, path, **query) == known
     assert bool(known) == (asked.get("user") != "=ali")
 
@@ -173,8 +176,8 @@ def flows_of(found: list[dict[str, object]]) -> list[Flow]:
 
 
 def known_list(engine: Engine, target: Target, at: dt.datetime | None) -> list[Flow]:
-    report, whose = Report(engine), {"org": target.org_id, "user": target.user_id}
-    found = report.flows(**whose) if at is None else report.flows_as_of(at, **whose)
+    whose = {"org": target.org_id, "user": target.user_id}
+    found = FLOWS.rows(engine, **whose) if at is None else flows_as_of(engine, at, **whose)
     return [Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in found]
 
 
@@ -265,7 +268,7 @@ def test_targets_are_found_by_all_or_part_of_an_id(server) -> None:
 
 def test_targets_at_a_moment_are_those_of_the_report_with_unobserved_ones_marked(server, engine) -> None:
     at = after(days=21)
-    known = [(row.user_id, row.coverage, row.flow_count) for row in Report(engine).targets_as_of(at)]
+    known = [(row.user_id, row.coverage, row.flow_count) for row in targets_as_of(engine, at)]
     found = rows(server, "/targets", as_of=at.isoformat())
     assert [(row["user_id"], row["coverage"], row["flow_count"]) for row in found] == known
     page = get(server, "/targets", as_of=at.isoformat()).text
@@ -315,16 +318,16 @@ def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users
     server, engine, at
 ) -> None:
     for org in ("o1", "o2", HOSTILE_ORG.org_id):
-        known = list(Report(engine).workflows_as_of(at, org=org))
+        known = list(STATES.rows(engine, at=at, org=org))
         found = rows(server, "/workflows", org="=" + org, as_of=at.isoformat())
         assert [(row["flow_id"], row["cycle"], row["from_kind"], row["proven_for_all"]) for row in found] == [
             (state.flow_id, state.cycle, state.from_kind, state.proven_for_all) for state in known
         ]
-        lists = Counter(row.flow_id for row in Report(engine).flows_as_of(at, org=org))
+        lists = Counter(row.flow_id for row in flows_as_of(engine, at, org=org))
         page = get(server, "/workflows", org="=" + org, as_of=at.isoformat()).text
         shown = re.findall(r'<td data-label="Users" class="number">(\d+)<', page)
         assert list(map(int, shown)) == [lists[state.flow_id] for state in known[:PAGE_ROWS]]
-        for coverage, number in Counter(row.coverage for row in Report(engine).targets_as_of(at, org=org)).items():
+        for coverage, number in Counter(row.coverage for row in targets_as_of(engine, at, org=org)).items():
             assert f"{number} {'was' if number == 1 else 'were'} {COVERAGE[coverage]}" in page
 
 
@@ -339,7 +342,7 @@ def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, m
 
 def test_two_lists_of_an_organisation_are_compared(server, engine) -> None:
     old, new = after(days=15), after(days=37)
-    before, then = ({row.flow_id: row for row in Report(engine).workflows_as_of(at, org="o1")} for at in (old, new))
+    before, then = ({row.flow_id: row for row in STATES.rows(engine, at=at, org="o1")} for at in (old, new))
     moments = {"since": old.isoformat(), "as_of": new.isoformat()}
     found = rows(server, "/workflows", org="=o1", table="difference", **moments)
     kinds = {kind: {row["flow_id"] for row in found if row["kind"] == kind} for kind in ("appeared", "disappeared")}
@@ -395,12 +398,12 @@ def test_an_organisation_is_chosen_by_a_part_of_its_id(server) -> None:
 
 def test_the_files_of_a_workflow_are_the_reports(server, engine) -> None:
     path = workflow_path("5", "o2")
-    states = list(Report(engine).history(flow="5", org="o2"))
+    states = list(HISTORY.rows(engine, flow="5", org="o2"))
     assert [(row["user_id"], row["cycle"], row["from_kind"]) for row in rows(server, path)] == [
         (state.user_id, state.cycle, state.from_kind) for state in states
     ]
     for at in (after(days=9), after(days=15), after(days=37)):
-        known = [(row.user_id, row.coverage) for row in Report(engine).flows_as_of(at, org="o2", flow="5")]
+        known = [(row.user_id, row.coverage) for row in flows_as_of(engine, at, org="o2", flow="5")]
         found = rows(server, path, table="seen", as_of=at.isoformat())
         assert [(row["user_id"], row["coverage"]) for row in found] == known
     with reading(engine) as connection:

@@ -16,7 +16,7 @@ from etl.domain.guard import Decision, Limits
 from etl.domain.holds import Approval
 from etl.domain.model import CYCLE_LABELS, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Refused
-from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf
+from etl.report.rows import ListWorkflow, ListWorkflowAsOf, TargetAsOf
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
 

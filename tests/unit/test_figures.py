@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from etl.report import ListState
-from etl.report.rows import Gap
+from etl.report.rows import Gap, ListState
 from etl.web.figures import Figure, life
 
 BEGIN = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
