@@ -41,7 +41,7 @@ from etl.system import descriptors
 from etl.system.background import BackgroundLoop
 from etl.system.clock import utc_now
 from etl.verify import HeadsFile
-from etl.web import Connections, HttpServer, counting_ahead, create_app
+from etl.web import HttpServer, counting_ahead, create_app
 from etl.web.health import Health, health_only, health_routes, metrics_route
 
 _LAST_SECONDS = 1.0
@@ -308,7 +308,7 @@ def _listening(
         return
     page = app.another_engine(pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
     http = _http(app, service, metrics, page, host, own)
-    server = HttpServer(http, host.strip("[]"), int(port), Connections(most_connections))
+    server = HttpServer(http, host.strip("[]"), int(port), most_connections=most_connections)
     counting: AbstractContextManager[object] = nullcontext()
     if app.settings.service.page:
         with suppress(UsageError):  # the page says itself what is missing

@@ -23,9 +23,9 @@ from etl.report.conditions import Condition
 from etl.report.health import TargetSummary, summary_within
 from etl.report.summaries import Scope
 from etl.system.background import BackgroundLoop
-from etl.web.server import Connections, HttpServer
+from etl.web.server import HttpServer
 
-__all__ = ["Connections", "HttpServer", "counting_ahead", "create_app", "report_html"]
+__all__ = ["HttpServer", "counting_ahead", "create_app", "report_html"]
 
 _LOOK_AGAIN_SECONDS: Final = 30
 

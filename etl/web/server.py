@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import errno
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from etl.errors import FlowtrailError
 from etl.system.descriptors import MOST_HTTP_CONNECTIONS
@@ -52,15 +50,28 @@ class HttpServer:
     """Serves ``app`` on ``host`` and ``port`` (0: any free one) from ``start`` to ``stop``; also a context manager.
 
     It installs no signal handlers, writes no access log, and trusts no header about where a request comes from.
-    ``connections`` limits how many clients there may be at once, and for how long.
+    There are at most ``most_connections`` at once.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, connections: Connections | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        *,
+        most_connections: int = MOST_HTTP_CONNECTIONS,
+        first_request_seconds: float = FIRST_REQUEST_SECONDS,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:
         self.host = host
         self.port = port
-        self._connections = connections or Connections(MOST_HTTP_CONNECTIONS)
+        self.first_request_seconds = first_request_seconds
+        self.request_seconds = request_seconds
+        self._most_connections = most_connections
+        self.connections: dict[_Connection, None] = {}
+        """Those without a request under way in the order in which they began to wait."""
         self._config = uvicorn.Config(
-            RequestTimes(app),
+            app,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -141,15 +152,21 @@ class HttpServer:
                 self._log.warning("not_accepting", error=error.strerror or str(error), remedy=_NOT_ACCEPTING)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
-            if self._connections.make_room():
-                await loop.connect_accepted_socket(self._protocol, connected)
+            if self._make_room():
+                await loop.connect_accepted_socket(
+                    lambda: _Connection(self._config, self._server.server_state, self), connected
+                )
             else:
                 connected.close()
 
-    def _protocol(self) -> asyncio.Protocol:
-        """For one connection, as uvicorn makes it."""
-        http = H11Protocol(self._config, self._server.server_state, app_state={})
-        return self._connections.protocol(http)
+    def _make_room(self) -> bool:
+        """Whether there is room for another connection; closes the one that has waited longest if that makes room."""
+        if len(self.connections) < self._most_connections:
+            return True
+        longest = next((each for each in self.connections if not each.requests), None)
+        if longest is not None:
+            longest.cut_off()
+        return longest is not None
 
     def _listen(self) -> socket.socket:
         try:
@@ -163,123 +180,49 @@ class HttpServer:
             raise FlowtrailError(f"Cannot listen on {self.host}:{self.port}: {why}.") from error
 
 
-# ------------------------------------------------------------------------------------------------- its connections
+class _Connection(H11Protocol):
+    """A connection of ``http``, under the rules above."""
 
-
-class Connections:
-    """The connections of one server, at most ``most``. Used in the thread of its event loop alone."""
-
-    def __init__(
-        self,
-        most: int,
-        *,
-        first_request_seconds: float = FIRST_REQUEST_SECONDS,
-        request_seconds: float = REQUEST_SECONDS,
-    ) -> None:
-        self.first_request_seconds = first_request_seconds
-        self.request_seconds = request_seconds
-        self._most = most
-        self._waiting: dict[_Connection, None] = {}
-        """Connections without a request under way, the one that has waited longest first."""
-        self._serving: set[_Connection] = set()
-
-    def make_room(self) -> bool:
-        """Whether there is room for another connection; closes the one that has waited longest if that makes room."""
-        if len(self._waiting) + len(self._serving) < self._most:
-            return True
-        longest = next(iter(self._waiting), None)
-        if longest is None:
-            return False
-        longest.cut_off()
-        return True
-
-    def protocol(self, http: asyncio.Protocol) -> asyncio.Protocol:
-        """``http``, under the rules above."""
-        return _Connection(http, self)
-
-    def waits(self, connection: _Connection) -> None:
-        self._serving.discard(connection)
-        self._waiting[connection] = None
-
-    def serves(self, connection: _Connection) -> None:
-        self._waiting.pop(connection, None)
-        self._serving.add(connection)
-
-    def forget(self, connection: _Connection) -> None:
-        self._waiting.pop(connection, None)
-        self._serving.discard(connection)
-
-
-class RequestTimes:
-    """Middleware around the whole application: records for each connection when requests begin and end."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with _this_connection.get().request():
-            await self._app(scope, receive, send)
-
-
-class _Connection(asyncio.Protocol):
-    """Wraps the HTTP protocol of a connection, and closes the connection when its time is over."""
-
-    def __init__(self, http: asyncio.Protocol, connections: Connections) -> None:
-        self._http = http
-        self._connections = connections
-        self._requests = 0
+    def __init__(self, config: uvicorn.Config, state: ServerState, http: HttpServer) -> None:
+        super().__init__(config, state, app_state={})
+        self.requests = 0
         """Requests under way; two for a moment if the client sends the next one before the response."""
-        self._context = contextvars.copy_context()
-        self._context.run(_this_connection.set, self)
-        self._transport: asyncio.Transport
+        self._http = http
+        self._respond, self.app = self.app, self._request
         self._end: asyncio.TimerHandle
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream's
-        self._transport = transport
-        self._ends_in(self._connections.first_request_seconds)
-        self._connections.waits(self)
-        self._http.connection_made(transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._ends_in(self._http.first_request_seconds)
+        self._waits()
 
-    def data_received(self, data: bytes) -> None:
-        self._context.run(self._http.data_received, data)
-
-    def eof_received(self) -> bool | None:
-        return self._http.eof_received()
-
-    def pause_writing(self) -> None:
-        self._http.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._http.resume_writing()
-
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._end.cancel()
-        self._connections.forget(self)
-        self._http.connection_lost(error)
+        self._http.connections.pop(self, None)
+        super().connection_lost(exc)
 
     def cut_off(self) -> None:
         """Close at once; unsent bytes are dropped."""
-        self._connections.forget(self)
-        self._transport.abort()
+        self._http.connections.pop(self, None)
+        self.transport.abort()
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """A request of this connection is under way."""
-        self._requests += 1
-        if not self._transport.is_closing():
+    async def _request(self, scope: Any, receive: Any, send: Any) -> None:
+        """A request is under way."""
+        self.requests += 1
+        if not self.transport.is_closing():
             self._end.cancel()
-            self._ends_in(self._connections.request_seconds)
-            self._connections.serves(self)
+            self._ends_in(self._http.request_seconds)
         try:
-            yield
+            await self._respond(scope, receive, send)
         finally:
-            self._requests -= 1
-            if not self._requests and not self._transport.is_closing():
-                self._connections.waits(self)
+            self.requests -= 1
+            if not self.requests and not self.transport.is_closing():
+                self._waits()
+
+    def _waits(self) -> None:
+        """Now it is the last of those that wait."""
+        self._http.connections.pop(self, None)
+        self._http.connections[self] = None
 
     def _ends_in(self, seconds: float) -> None:
-        self._end = asyncio.get_running_loop().call_later(seconds, self.cut_off)
-
-
-_this_connection: Final[contextvars.ContextVar[_Connection]] = contextvars.ContextVar("connection")
+        self._end = self.loop.call_later(seconds, self.cut_off)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from etl.system.descriptors import allocate
-from etl.web import Connections, HttpServer
+from etl.web import HttpServer
 from etl.web.security import ConcurrencyLimit
 from tests.support.enos import LocalGateway
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
@@ -36,10 +36,6 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
-
-
-def connections(most: int = 50, first_request_seconds: float = LATE, request_seconds: float = LATE) -> Connections:
-    return Connections(most, first_request_seconds=first_request_seconds, request_seconds=request_seconds)
 
 
 class Pages:
@@ -62,10 +58,11 @@ class Pages:
         return Response(MEGABYTE * 32)
 
 
-@contextmanager
-def served(rules: Connections, pages: Pages | None = None) -> Iterator[HttpServer]:
-    with HttpServer((pages or Pages()).app, "127.0.0.1", 0, rules) as server:
-        yield server
+def served(
+    pages: Pages | None = None, most: int = 50, first_request_seconds: float = LATE, request_seconds: float = LATE
+) -> HttpServer:
+    limits = {"first_request_seconds": first_request_seconds, "request_seconds": request_seconds}
+    return HttpServer((pages or Pages()).app, "127.0.0.1", 0, most_connections=most, **limits)
 
 
 def connect(server: HttpServer, sends: bytes = b"") -> socket.socket:
@@ -100,7 +97,7 @@ def is_answered(server: HttpServer) -> bool:
 
 def test_a_request_is_answered_while_all_others_only_hold_connections(stack: ExitStack) -> None:
     """When all places are taken, a new connection replaces the one that has waited longest."""
-    server = stack.enter_context(served(connections(most=5)))
+    server = stack.enter_context(served(most=5))
     waiting = [stack.enter_context(connect(server, b"GET / HT")) for _ in range(40)]
     assert is_answered(server)
     assert [answer(connection) for connection in waiting[:30]] == [b""] * 30
@@ -109,7 +106,7 @@ def test_a_request_is_answered_while_all_others_only_hold_connections(stack: Exi
 
 def test_a_running_request_keeps_its_place(stack: ExitStack) -> None:
     pages = Pages()
-    server = stack.enter_context(served(connections(most=3), pages))
+    server = stack.enter_context(served(pages, most=3))
     asking = [stack.enter_context(connect(server, GET.replace(b"/ ", b"/slow ", 1))) for _ in range(3)]
     for _ in asking:
         assert pages.asked.acquire(timeout=PATIENCE_SECONDS)
@@ -139,7 +136,7 @@ def test_too_many_requests_of_pages_are_told_to_come_back_and_the_others_are_ans
 
 @pytest.mark.parametrize("begins", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n"], ids=["nothing", "half a request"])
 def test_a_connection_without_a_whole_request_is_closed(begins: bytes) -> None:
-    with served(connections(first_request_seconds=SOON)) as server, connect(server, begins) as connection:
+    with served(first_request_seconds=SOON) as server, connect(server, begins) as connection:
         assert answer(connection) == b""
 
 
@@ -150,20 +147,20 @@ def test_a_slow_request_ends_by_its_deadline() -> None:
             time.sleep(SOON / 50)
             connection.sendall(b"y")
 
-    with served(connections(first_request_seconds=SOON)) as server, connect(server) as dripping:  # noqa: SIM117
+    with served(first_request_seconds=SOON) as server, connect(server) as dripping:  # noqa: SIM117
         with pytest.raises(ConnectionError):
             drip(dripping)
 
 
 def test_a_second_slow_request_ends_by_its_deadline() -> None:
-    with served(connections(request_seconds=SOON)) as server, connect(server, GET) as connection:
+    with served(request_seconds=SOON) as server, connect(server, GET) as connection:
         assert says(connection, b"here")
         connection.sendall(GET[:-4])
         assert answer(connection) == b""
 
 
 def test_an_unread_response_is_abandoned() -> None:
-    with served(connections(request_seconds=SOON)) as server:
+    with served(request_seconds=SOON) as server:
         with connect(server, GET.replace(b"/ ", b"/large ", 1)) as lazy:
             time.sleep(2 * SOON)
             received = sum(len(piece) for piece in iter(lambda: answer(lazy), b""))
@@ -175,17 +172,16 @@ def test_an_unread_response_is_abandoned() -> None:
 
 
 def test_requests_sent_one_behind_the_other_are_all_answered() -> None:
-    rules = connections()
-    with served(rules) as server, connect(server, GET * 300) as connection:
+    with served(most=1) as server, connect(server, GET * 300) as connection:
         received = b""
         while received.count(b"here") < 300:
             received += answer(connection)
-    assert received.count(b"HTTP/1.1 200") == 300
-    assert not rules._serving
+        assert received.count(b"HTTP/1.1 200") == 300
+        assert is_answered(server), "the connection waits, and makes room"
 
 
 def test_enormous_headers_are_refused() -> None:
-    with served(connections()) as server, connect(server, GET[:-4] + b"\r\nX: " + b"y" * 100_000) as connection:
+    with served() as server, connect(server, GET[:-4] + b"\r\nX: " + b"y" * 100_000) as connection:
         assert answer(connection).startswith(b"HTTP/1.1 400")
 
 
