@@ -102,7 +102,6 @@ class Gateway:
         self._api = APIS[settings.api]
         self._key = Hidden(settings.access_key)
         self._gateway_clock = GatewayClock(settings.max_clock_skew)
-        self._stop = stop or threading.Event()
         self._exchanged = exchanged or (lambda call, attempt, seconds, error_code: None)
         self._desynced = desynced or (lambda: None)
         self._recorded = recorded
@@ -111,8 +110,8 @@ class Gateway:
         self._say_again_at = 0.0
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
-        self._watchdog = Watchdog(self._stop)
-        self._pace = RequestPacing(settings.requests_per_second, self._watchdog)
+        self._watchdog = Watchdog(stop or threading.Event())
+        self._pace = RequestPacing(settings.requests_per_second)
         self._stamps = Timestamps(clock)
         self._tokens = TokenKeeper(self._issue) if settings.auth == "token" else None
         self._transport = Transport(settings, self._watchdog, clock, self._desync_seen)
@@ -189,7 +188,7 @@ class Gateway:
                 return self._with_renewed_token(call)
             except TransientGatewayError as error:
                 self._say_retry(error, call)
-                return persist(lambda: self._with_renewed_token(call), error, call.deadline, self._stop)
+                return persist(lambda: self._with_renewed_token(call), error, call.deadline)
         except GatewayError as error:
             _complete(error, call)
             raise

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import ssl
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
 import h11
-from requests import PreparedRequest
-from requests.auth import HTTPProxyAuth
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import ConnectTimeout, ProxyError
-from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_auth_from_url
+from urllib3.util import make_headers
 from urllib3.util.ssltransport import SSLTransport
 
-from etl.errors import ConfigError, FlowtrailError, GatewayUnreachable, Problem
-from etl.gateway.connection import Connection, SharedConnectionState
-from etl.gateway.deadline import CancellableSocket, Deadline
+from etl.config import GatewaySettings
+from etl.errors import ConfigError, GatewayUnreachable, Problem
+from etl.gateway.connection import Connection, desync
+from etl.gateway.deadline import Deadline, Watchdog
 
 _VERIFIED_SECONDS: Final = 3600.0
-_MANY: Final = 8
-_LATELY_SECONDS: Final = 1.0
-"""So many exchanges in so many seconds make it worth to open connections ahead."""
-_SPARE_SECONDS: Final = 3.0
-"""How old a connection may become unused: servers soon end those over which nothing is asked, some with an answer."""
-_NO_SPARES_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.05
 """How soon a thread that waits for the resolver sees that it has to stop."""
 
@@ -52,42 +43,29 @@ class Server:
         self.authority = name if self.port == usual else self.address
 
 
-def prepared(method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> PreparedRequest:
-    """Built by hand, so that the URL is sent as it was signed, without anything from a session or the environment."""
-    request = PreparedRequest()
-    request.method, request.url, request.body = method, url, body
-    request.headers = cast("CaseInsensitiveDict[str]", headers)
-    return request
-
-
 class Connector:
-    """Opens connections to one origin, or to the proxy that reads requests to it. Thread-safe."""
+    """Opens connections to the gateway, or to the proxy that reads requests to it. Thread-safe."""
 
-    def __init__(self, origin: SplitResult, proxy: str, ca_bundle: str, shared: SharedConnectionState) -> None:
-        self._origin = Server(origin)
+    def __init__(self, settings: GatewaySettings, watchdog: Watchdog) -> None:
+        url, proxy = urlsplit(settings.url), settings.proxy
+        self._origin = Server(url)
         self._proxy = Server(urlsplit(proxy)) if proxy else None
-        self._login = get_auth_from_url(proxy)
-        self._forwards = bool(proxy) and not self._origin.is_tls
-        self._path_from = 0 if self._forwards else len(f"{origin.scheme}://{origin.netloc}")
-        self._shared = shared
-        self.watchdog = shared.watchdog
+        login = ":".join(get_auth_from_url(proxy))
+        self._login = make_headers(proxy_basic_auth=login) if login != ":" else {}
+        self._forwards = self._proxy is not None and not self._origin.is_tls
+        self._prefix = f"{url.scheme}://{url.netloc}" if self._forwards else ""
+        self._watchdog = watchdog
         tls = self._origin.is_tls or (self._proxy is not None and self._proxy.is_tls)
-        self.context = verifying(ca_bundle) if tls else None
+        self.context = verifying(settings.ca_bundle) if tls else None
 
-    def addressed(self, request: PreparedRequest) -> str:
-        """What the request line names; adds the headers that a request needs on its way."""
-        request.headers["Host"] = self._origin.authority
-        if self._forwards:
-            self._authorize(request)
-        return (request.url or "")[self._path_from :]
+    def request(self, method: str, path: str, headers: Mapping[str, str]) -> h11.Request:
+        """A request to the gateway, as the server that reads it wants it."""
+        whole = {**headers, "Host": self._origin.authority, **(self._login if self._forwards else {})}
+        return h11.Request(method=method, target=self._prefix + path, headers=list(whole.items()))
 
-    def _authorize(self, request: PreparedRequest) -> None:
-        if any(self._login):
-            HTTPProxyAuth(*self._login)(request)
-
-    def open(self, seconds: float) -> Connection:
+    def open(self, deadline: Deadline, seconds: float) -> Connection:
         """Raises OSError (of requests' kinds while connecting), and GatewayUnreachable ("desync")."""
-        connection = self._dialled(self._proxy or self._origin, seconds)
+        connection = self._dialled(self._proxy or self._origin, deadline, seconds)
         try:
             if self._proxy:
                 self._pass(self._proxy, connection, seconds)
@@ -104,18 +82,18 @@ class Connector:
             connection.connected = self._secured(proxy, connection.connected)
             if self._forwards:
                 return
-            request = prepared("CONNECT", self._origin.address, {"Host": self._origin.address})
-            self._authorize(request)
-            tunnel = Connection(connection.connected, connection.cancellable, self._shared)
-            tunnel.send(request, self._origin.address, seconds)
-            status = tunnel.head().status_code
+            headers = {"Host": self._origin.address, **self._login}
+            request = h11.Request(method="CONNECT", target=self._origin.address, headers=list(headers.items()))
+            connection.send(request, None, seconds)
+            status = connection.head().status
         except (OSError, GatewayUnreachable) as error:
             raise ProxyError from error
         if not 200 <= status < 300:
             raise ProxyError(f"it answers HTTP {status}")
-        if tunnel.idle_state() == "stray":
-            raise self._shared.desync("before the TLS handshake")
-        tunnel.connected.settimeout(seconds)
+        if connection.idle_state() == "stray":
+            raise desync("before the TLS handshake")
+        connection.connected.settimeout(seconds)
+        connection.exchanges = 0
 
     def _secured(self, server: Server, connected: socket.socket) -> socket.socket:
         """After a handshake, if the server wants one; within TLS, where ``connected`` is secured already."""
@@ -125,8 +103,8 @@ class Connector:
             return cast(socket.socket, SSLTransport(connected, self.context, server.host))
         return self.context.wrap_socket(connected, server_hostname=server.host)
 
-    def _dialled(self, server: Server, seconds: float) -> Connection:
-        deadline, failure = self._shared.watchdog.current, cast("OSError | None", None)
+    def _dialled(self, server: Server, deadline: Deadline, seconds: float) -> Connection:
+        failure: OSError | None = None
         try:
             for address in _addresses(server, deadline, seconds):
                 try:
@@ -140,9 +118,9 @@ class Connector:
 
     def _connected(self, address: tuple[Any, ...], deadline: Deadline, seconds: float) -> Connection:
         connecting = socket.socket(*address[:3])
-        connection = Connection(connecting, CancellableSocket(connecting), self._shared)
+        connection = Connection(connecting, self._watchdog)
         try:
-            deadline.hold(connection.cancellable)
+            deadline.hold(connection.handle)
             connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connecting.settimeout(min(seconds, max(deadline.remaining(), 0.001)))
             connecting.connect(address[4])
@@ -150,51 +128,6 @@ class Connector:
             connection.close()
             raise
         return connection
-
-
-class Spares:
-    """Connections that were opened ahead, over which nothing has gone yet. Thread-safe.
-
-    Each exchange that needs a connection of its own opens one for another exchange while it waits for its answer, if
-    many of them have needed one lately. With those that are kept, the gateway sees three times ``concurrency``
-    connections at most.
-    """
-
-    def __init__(self, connector: Connector, most: int) -> None:
-        self._connector = connector
-        self._most = most
-        self._spares: deque[Connection] = deque()
-        self._asked_for: deque[float] = deque(maxlen=_MANY)
-        self._none_until = -math.inf
-
-    def take(self) -> Connection | None:
-        """The oldest one that is young enough, if there is one. What has arrived over it meanwhile is not looked at."""
-        with suppress(IndexError):
-            while spare := self._spares.popleft():
-                if time.monotonic() - spare.opened_at < _SPARE_SECONDS:
-                    return spare
-                spare.close()
-        return None
-
-    def open_next(self) -> None:
-        """Never raises, and takes half of the time that is left at most. After a failure there is none for a while."""
-        now, watchdog = time.monotonic(), self._connector.watchdog
-        self._asked_for.append(now)
-        many_lately = len(self._asked_for) == _MANY and now - self._asked_for[0] < _LATELY_SECONDS
-        if not many_lately or len(self._spares) >= self._most or now < self._none_until:
-            return
-        deadline = watchdog.current
-        try:
-            with watchdog.watch(min(_SPARE_SECONDS, deadline.remaining() / 2)) as limit:
-                self._spares.append(self._connector.open(limit.seconds))
-        except (OSError, ValueError, h11.ProtocolError, FlowtrailError):
-            self._none_until = now + _NO_SPARES_SECONDS
-        finally:
-            watchdog.add(deadline)
-
-    def close(self) -> None:
-        while self._spares:
-            self._spares.pop().close()
 
 
 def _addresses(server: Server, deadline: Deadline, seconds: float) -> Sequence[tuple[Any, ...]]:
@@ -229,8 +162,9 @@ class ResumingContext(ssl.SSLContext):
     session makes a full handshake. Thread-safe.
     """
 
-    _sessions: dict[str | None, tuple[ssl.SSLSession, float]]
-    """By server name; with each, when its server last showed a certificate, by the monotonic clock."""
+    def __init__(self, _: int) -> None:
+        self._sessions: dict[str | None, tuple[ssl.SSLSession, float]] = {}
+        """By server name; with each, when its server last showed a certificate, by the monotonic clock."""
 
     def wrap_socket(self, sock: Any, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
         return super().wrap_socket(sock, *args, **self._resuming(kwargs))
@@ -259,7 +193,6 @@ def verifying(ca_bundle: str) -> ResumingContext:
     Raises ConfigError if ``ca_bundle`` (empty: the bundle of requests) cannot be used.
     """
     context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
-    context._sessions = {}
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     bundle = ca_bundle or DEFAULT_CA_BUNDLE_PATH

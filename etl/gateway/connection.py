@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-import math
 import socket
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, Literal, cast
+from typing import Final, Literal, NamedTuple, cast
 
 import h11
-from requests import PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
 
 from etl.errors import GatewayUnreachable, Malformed
-from etl.gateway.deadline import CancellableSocket, Watchdog
+from etl.gateway.deadline import Watchdog
 
 IdleState = Literal["quiet", "closed", "stray"]
 """The state of an idle connection: nothing came, its end came, or bytes that belong to no request."""
@@ -30,71 +29,49 @@ _PIECE_BYTES: Final = 1024 * 1024
 _GZIP_WBITS: Final = 31
 _NOTHING_YET: Final = (BlockingIOError, ssl.SSLWantReadError, TimeoutError)
 
-_END_SECONDS: Final = 3.0
-"""How long to wait for the gateway to close a connection that it was asked to close."""
-_PROMPT_SECONDS: Final = 0.3
-"""A gateway that takes longer is not waited for again during ``_SLOW_CLOSE_REMEMBERED_SECONDS``."""
-_SLOW_CLOSE_REMEMBERED_SECONDS: Final = 60.0
-_HALF_CLOSED_SECONDS: Final = 1.0
-"""How long to wait for that after closing our side."""
-
 
 class NotHTTP(h11.RemoteProtocolError):
     """The bytes are not an answer, or could be read in two ways; the message is ours."""
 
 
-class SharedConnectionState:
-    """State that the connections to one gateway share."""
+class Head(NamedTuple):
+    """Status and headers of an answer; those that came twice are joined by a comma."""
 
-    def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
-        self.watchdog = watchdog
-        self.desynced = desynced
-        self.slow_close_at = -math.inf
-        """When the gateway last took long to close a connection, or did not."""
-
-    def desync(self, when: str) -> GatewayUnreachable:
-        """The error of an exchange over a connection that carried bytes of no request; counts it."""
-        self.desynced()
-        return GatewayUnreachable(
-            f"bytes that belong to no request came {when}: the gateway or a proxy in front of it mixes up answers",
-            code="desync",
-        )
+    status: int
+    headers: CaseInsensitiveDict[str]
 
 
 class Connection:
     """A connection whose socket can be ended by the Deadline of the thread that uses it. Not thread-safe."""
 
-    def __init__(self, connected: socket.socket, cancellable: CancellableSocket, shared: SharedConnectionState) -> None:
+    def __init__(self, connected: socket.socket, watchdog: Watchdog) -> None:
         self.connected = connected
-        self.cancellable = cancellable
+        self.handle = connected.dup()
+        """A second handle on the same socket: it stays valid while TLS takes the first one over."""
         self.exchanges = 0
         self.opened_at = time.monotonic()
-        self._shared = shared
+        self._watchdog = watchdog
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self._leftover = b""
 
-    def send(self, request: PreparedRequest, target: str, seconds: float) -> None:
+    def send(self, request: h11.Request, body: bytes | None, seconds: float) -> None:
         """Sends a request; each read from now on may take so many seconds. Raises OSError or GatewayUnreachable."""
         self.exchanges += 1
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self.connected.settimeout(seconds)
+        written = self._http.send(request) + (self._http.send(h11.Data(data=body)) if body else b"")
         try:
-            self.connected.sendall(self._written(request, target))
+            self.connected.sendall(written + self._http.send(h11.EndOfMessage()))
         except (BrokenPipeError, ConnectionResetError):
             raise unanswered() from None  # an answer that came before its request does not count
 
-    def head(self) -> Response:
+    def head(self) -> Head:
         """The head of the answer. Raises OSError, GatewayUnreachable, or h11.RemoteProtocolError if it is ambiguous."""
         for _ in range(_MOST_INTERIM + 1):
             if isinstance(event := self._next_event(), h11.Response):
                 self._leftover = self._http.trailing_data[0]
                 return _unambiguous(event)
         raise NotHTTP(f"more than {_MOST_INTERIM} interim answers")
-
-    def _written(self, request: PreparedRequest, target: str) -> bytes:
-        send, body = self._http.send, cast("bytes | None", request.body)
-        head = send(h11.Request(method=request.method or "", target=target, headers=list(request.headers.items())))
-        return head + (send(h11.Data(data=body)) if body else b"") + send(h11.EndOfMessage())
 
     def _next_event(self) -> h11.Event:
         while isinstance(event := self._http.next_event(), type):
@@ -115,12 +92,12 @@ class Connection:
             raise NotHTTP(f"more than {_MOST_HEADERS} headers")
         return event
 
-    def body(self, head: Response, max_bytes: int) -> bytes:
+    def body(self, head: Head, max_bytes: int) -> bytes:
         """The whole decoded body. Raises Malformed over the limit, GatewayUnreachable if it ends too early."""
         length, encoding = head.headers.get("Content-Length"), head.headers.get("Content-Encoding", "").strip().lower()
-        if int(length or 0) > max_bytes and head.status_code not in (204, 304):
+        if int(length or 0) > max_bytes and head.status not in (204, 304):
             raise _too_large(max_bytes)
-        if head.status_code == 200 and length and not encoding:
+        if head.status == 200 and length and not encoding:
             return self._exactly(int(length))
         body = bytearray()
         for piece in _decoded(self._pieces(head, max_bytes), encoding):
@@ -140,7 +117,7 @@ class Connection:
                 at += received
         return body.getvalue()
 
-    def _pieces(self, head: Response, max_bytes: int) -> Iterator[bytes]:
+    def _pieces(self, head: Head, max_bytes: int) -> Iterator[bytes]:
         on_the_wire = 0
         while isinstance(event := self._next_event(), h11.Data):
             on_the_wire += len(event.data)
@@ -148,18 +125,8 @@ class Connection:
                 raise _too_large(max_bytes)
             yield event.data
         self._leftover, ended = self._http.trailing_data
-        if ended and not on_the_wire and head.status_code == 200:
+        if ended and not on_the_wire and head.status == 200:
             raise GatewayUnreachable("the connection ended before the body", code="truncated")
-
-    def finish(self, *, own: bool) -> bool:
-        """After a complete answer: whether it is the only one that this connection will ever have carried.
-
-        With ``own`` no other request may follow. Raises GatewayUnreachable ("desync") if more came after the answer:
-        nobody can tell which of the two is meant.
-        """
-        if (self._end() if own else self.idle_state()) == "stray":
-            raise self._shared.desync("after an answer")
-        return own and self.exchanges == 1
 
     @property
     def is_reusable(self) -> bool:
@@ -178,35 +145,28 @@ class Connection:
         except OSError:
             return "closed"
 
-    def _end(self) -> IdleState:
-        """Waits for the gateway to close the connection: the port of who closes first stays in TIME_WAIT.
-
-        A gateway that keeps the connection open is told that no further request comes, which should make it close. If
-        it still does not, the connection counts as quiet, provided that nothing has arrived.
-        """
-        idle_state: IdleState = "quiet"
-        began = time.monotonic()
-        if began - self._shared.slow_close_at > _SLOW_CLOSE_REMEMBERED_SECONDS:
-            idle_state = self.idle_state(self._at_most(_END_SECONDS))
-            if time.monotonic() - began > _PROMPT_SECONDS:
-                self._shared.slow_close_at = time.monotonic()
-        if idle_state == "quiet":
-            self.cancellable.half_close()
-            idle_state = self.idle_state(self._at_most(_HALF_CLOSED_SECONDS))
-        return idle_state
-
-    def _at_most(self, seconds: float) -> float:
-        """``seconds``, or half of what is left until the deadline: the answer is already complete."""
-        return max(min(seconds, self._shared.watchdog.current.remaining() / 2), 0.001)
+    def half_close(self) -> None:
+        """Tell the other side that no further request comes: it reads the end of the connection."""
+        with suppress(OSError):
+            self.handle.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         with suppress(OSError):
             self.connected.close()
-        self.cancellable.close()
+        with self._watchdog.lock:
+            self.handle.close()
 
 
 def unanswered() -> GatewayUnreachable:
     return GatewayUnreachable("the gateway closed the connection without an answer", code="connection")
+
+
+def desync(when: str) -> GatewayUnreachable:
+    """The error of an exchange over a connection that carried bytes of no request."""
+    return GatewayUnreachable(
+        f"bytes that belong to no request came {when}: the gateway or a proxy in front of it mixes up answers",
+        code="desync",
+    )
 
 
 def _cut_short() -> GatewayUnreachable:
@@ -220,22 +180,21 @@ def _too_large(max_bytes: int) -> Malformed:
     )
 
 
-def _unambiguous(answer: h11.Response) -> Response:
-    """Status and headers, those that came twice joined by a comma. Raises NotHTTP for what h11 lets pass.
+def _unambiguous(answer: h11.Response) -> Head:
+    """Raises NotHTTP for what h11 lets pass.
 
     RFC 9112, section 6.3: a reader who understands a contradictory head differently from its sender takes a part of the
     body for the next answer, or the next answer for a part of the body.
     """
-    head = Response()
-    head.status_code = answer.status_code
+    headers = CaseInsensitiveDict[str]()
     for raw, value in answer.headers.raw_items():
         name, text = raw.decode("ascii"), value.decode("latin-1")
-        head.headers[name] = f"{head.headers[name]}, {text}" if name in head.headers else text
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
     if answer.http_version not in (b"1.0", b"1.1"):
         raise NotHTTP("no status line of HTTP/1.1")
-    if "Transfer-Encoding" in head.headers and ("Content-Length" in head.headers or answer.http_version == b"1.0"):
+    if "Transfer-Encoding" in headers and ("Content-Length" in headers or answer.http_version == b"1.0"):
         raise NotHTTP("a Transfer-Encoding with a Content-Length, or in HTTP/1.0")
-    return head
+    return Head(answer.status_code, headers)
 
 
 def _decoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:

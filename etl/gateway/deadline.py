@@ -17,49 +17,14 @@ from etl.errors import GatewayUnreachable, Interrupted
 _TICK_SECONDS: Final = 0.05
 
 
-class CancellableSocket:
-    """A second handle on a connection's socket: it stays valid while TLS takes the first one over.
-
-    Of the deadlines that have used the connection, only that of its present user may end it.
-    """
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._duplicate = connected.dup()
-        self._lock = threading.Lock()
-        self._user: Deadline | None = None
-
-    def attach(self, user: Deadline) -> None:
-        with self._lock:
-            self._user = user
-
-    def detach(self, user: Deadline) -> None:
-        with self._lock:
-            if self._user is user:
-                self._user = None
-
-    def shut(self, user: Deadline) -> None:
-        with self._lock, suppress(OSError):  # no longer connected: its reader has woken already
-            if self._user is user:
-                self._duplicate.shutdown(socket.SHUT_RDWR)
-
-    def half_close(self) -> None:
-        """Tell the other side that no further request comes: it reads the end of the connection."""
-        with suppress(OSError):
-            self._duplicate.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        with self._lock:
-            self._duplicate.close()
-
-
 class Deadline:
-    """The deadline of one target, and what its thread waits for at the moment. A context manager."""
+    """The deadline of one target, and the socket that its thread waits for at the moment. A context manager."""
 
     __slots__ = ("_held", "_watchdog", "cut", "ends_at", "seconds")
 
     def __init__(self, watchdog: Watchdog, seconds: float) -> None:
         self._watchdog = watchdog
-        self._held: CancellableSocket | None = None
+        self._held: socket.socket | None = None
         self.seconds = seconds
         self.ends_at = time.monotonic() + seconds
         self.cut: Literal["", "deadline", "stop"] = ""
@@ -75,28 +40,30 @@ class Deadline:
     def remaining(self) -> float:
         return self.ends_at - time.monotonic()
 
-    def hold(self, cancellable: CancellableSocket) -> None:
+    def hold(self, connected: socket.socket) -> None:
         """From now on this is what a cut shuts; at once, if the deadline has passed already."""
-        if cancellable is not self._held:
-            self.release()
-            self._held = cancellable
-        cancellable.attach(self)
-        if self.cut:
-            cancellable.shut(self)
+        with self._watchdog.lock:
+            self._held = connected
+            self._shut_if_cut()
 
     def release(self) -> None:
-        cancellable, self._held = self._held, None
-        if cancellable is not None:
-            cancellable.detach(self)
+        """From now on a cut shuts nothing: another thread may use what was held."""
+        with self._watchdog.lock:
+            self._held = None
 
     def end(self, why: Literal["deadline", "stop"]) -> None:
-        self.cut = self.cut or why
-        if cancellable := self._held:
-            cancellable.shut(self)
+        with self._watchdog.lock:
+            self.cut = self.cut or why
+            self._shut_if_cut()
+
+    def _shut_if_cut(self) -> None:
+        if self.cut and self._held:
+            with suppress(OSError):  # no longer connected, or closed: its reader has woken already
+                self._held.shutdown(socket.SHUT_RDWR)
 
     def pause(self, seconds: float) -> None:
-        """Waits, but not beyond the deadline; returns early when the stop comes."""
-        self._watchdog.wait(max(0.0, min(seconds, self.remaining())))
+        """Waits, but not beyond the deadline; returns early when the stop comes, which the next ``check`` reports."""
+        self._watchdog.stop.wait(max(0.0, min(seconds, self.remaining())))
 
     def check(self) -> None:
         """Raises Interrupted if a stop came, GatewayUnreachable ("deadline") if the time is over."""
@@ -110,25 +77,18 @@ class Watchdog:
     """Ends what is late, and everything when ``stop`` is set or the watchdog is closed. Thread-safe."""
 
     def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+        self.stop = stop
+        self.lock = threading.Lock()
+        """Held to shut a socket, and to close one that a Deadline may hold: its number may be another's afterwards."""
         self._closing = threading.Event()
         self._busy = threading.Event()
         self._deadlines: set[Deadline] = set()
-        self._local = threading.local()
-        self._start = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def watch(self, seconds: float) -> Deadline:
         return Deadline(self, seconds)
 
-    @property
-    def current(self) -> Deadline:
-        """The deadline of the calling thread."""
-        deadline: Deadline = self._local.deadline
-        return deadline
-
     def add(self, deadline: Deadline) -> None:
-        self._local.deadline = deadline
         self._deadlines.add(deadline)
         if self._thread is None:
             self._begin()
@@ -139,11 +99,7 @@ class Watchdog:
         self._deadlines.discard(deadline)
 
     def stopping(self) -> bool:
-        return self._stop.is_set() or self._closing.is_set()
-
-    def wait(self, seconds: float) -> None:
-        """Waits; returns early when the stop comes, which the caller's next ``check`` reports."""
-        self._stop.wait(seconds)
+        return self.stop.is_set() or self._closing.is_set()
 
     def close(self) -> None:
         self._closing.set()
@@ -151,7 +107,7 @@ class Watchdog:
         self._end_all()
 
     def _begin(self) -> None:
-        with self._start:
+        with self.lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="gateway-watchdog", daemon=True)
                 self._thread.start()
@@ -160,11 +116,11 @@ class Watchdog:
         while not self._closing.is_set():
             if not self._deadlines:
                 self._wait_for_work()
-            elif self._stop.is_set():
+            elif self.stop.is_set():
                 self._end_all()
                 self._closing.wait(_TICK_SECONDS)
             else:
-                self._stop.wait(self._until_next(time.monotonic()))
+                self.stop.wait(self._until_next(time.monotonic()))
 
     def _wait_for_work(self) -> None:
         self._busy.clear()

@@ -10,17 +10,10 @@ from array import array
 from collections.abc import Callable, Hashable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    sleep_using_event,
-    stop_before_delay,
-    wait_random_exponential,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from etl.errors import GatewayUnreachable, PermanentGatewayError, TransientGatewayError
-from etl.gateway.deadline import Deadline, Watchdog
+from etl.gateway.deadline import Deadline
 from etl.gateway.errors import CERTIFICATE, http_date
 
 T = TypeVar("T")
@@ -34,16 +27,15 @@ _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 class RequestPacing:
     """Limits the requests per second of all threads together, evenly spaced; 0 means no limit."""
 
-    def __init__(self, requests_per_second: float, watchdog: Watchdog) -> None:
+    def __init__(self, requests_per_second: float) -> None:
         self._interval = 1 / requests_per_second if requests_per_second > 0 else 0.0
-        self._watchdog = watchdog
         self._lock = threading.Lock()
         self._next = 0.0
 
     def wait_for_turn(self, deadline: Deadline) -> None:
         """Waits for this request's turn; raises if the deadline would pass before it, or a stop comes."""
         if self._interval:
-            self._watchdog.wait(self._seconds_to_turn(deadline))
+            deadline.pause(self._seconds_to_turn(deadline))
         deadline.check()
 
     def _seconds_to_turn(self, deadline: Deadline) -> float:
@@ -66,7 +58,7 @@ def _no_turn(deadline: Deadline) -> GatewayUnreachable:
     return error
 
 
-def persist(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline, stop: threading.Event) -> T:
+def persist(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:
     """Retries after a first failure: full jitter, ``Retry-After`` with a minimum, no pause beyond the deadline.
 
     Raises the last error if the next pause would end after the deadline, and errors that are not transient at once.
@@ -82,7 +74,7 @@ def persist(work: Callable[[], T], first: TransientGatewayError, deadline: Deadl
         stop=stop_before_delay(max(deadline.remaining(), 0)),
         wait=pause_seconds,
         retry=retry_if_exception(helps_to_retry),
-        sleep=sleep_using_event(stop),
+        sleep=deadline.pause,
         reraise=True,
     )
     return retrying(again)

@@ -1,4 +1,4 @@
-"""One HTTP exchange: requests' adapter over watched connections; a complete body, or one of our errors.
+"""One HTTP exchange over watched connections: a complete body, or one of our errors.
 
 Nothing here retries, follows a redirect, keeps a cookie, or reads the environment.
 """
@@ -6,21 +6,36 @@ Nothing here retries, follows a redirect, keeps a cookie, or reads the environme
 from __future__ import annotations
 
 import datetime as dt
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, cast
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
-from requests import PreparedRequest, Response
-from requests.adapters import BaseAdapter
+import h11
 
 from etl.config import GatewaySettings
-from etl.errors import GatewayError
-from etl.gateway.connecting import Connector, Spares, prepared
-from etl.gateway.connection import Connection, SharedConnectionState, unanswered
+from etl.errors import FlowtrailError, GatewayError
+from etl.gateway.connecting import Connector
+from etl.gateway.connection import Connection, IdleState, desync, unanswered
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import FOREIGN, translated
+
+_END_SECONDS: Final = 3.0
+"""How long to wait for the gateway to close a connection that it was asked to close."""
+_PROMPT_SECONDS: Final = 0.3
+"""A gateway that takes longer is not waited for again during ``_SLOW_CLOSE_REMEMBERED_SECONDS``."""
+_SLOW_CLOSE_REMEMBERED_SECONDS: Final = 60.0
+_HALF_CLOSED_SECONDS: Final = 1.0
+"""How long to wait for that after closing our side."""
+
+_MANY: Final = 8
+_LATELY_SECONDS: Final = 1.0
+"""So many exchanges in so many seconds make it worth to open connections ahead."""
+_SPARE_SECONDS: Final = 3.0
+"""How old a connection may become unused: servers soon end those over which nothing is asked, some with an answer."""
+_NO_SPARES_SECONDS: Final = 60.0
 
 
 class Reply(NamedTuple):
@@ -35,7 +50,7 @@ class Reply(NamedTuple):
     """Whether it is the only answer that its connection ever carried."""
 
 
-class Transport(BaseAdapter):
+class Transport:
     """Exchanges requests with one origin, over at most ``concurrency`` kept-alive connections or one for each exchange.
 
     ``desynced`` is called, from any thread, when a connection carried bytes that belong to no request.
@@ -49,22 +64,24 @@ class Transport(BaseAdapter):
         clock: Callable[[], dt.datetime],
         desynced: Callable[[], None],
     ) -> None:
-        super().__init__()
-        origin = urlsplit(settings.url)
-        self._shared = SharedConnectionState(watchdog, desynced)
-        self._connector = Connector(origin, settings.proxy, settings.ca_bundle, self._shared)
-        self._prefix = f"{origin.scheme}://{origin.netloc}"
+        self._connector = Connector(settings, watchdog)
+        self._watchdog = watchdog
+        self._clock = clock
+        self._desynced = desynced
         self._timeout_seconds = settings.timeout.total_seconds()
         self._max_body_bytes = settings.max_body
-        self._clock = clock
-        self._idle: deque[Connection] = deque(maxlen=settings.concurrency)
-        self._spares = Spares(self._connector, settings.concurrency)
+        self._most = settings.concurrency
+        self._kept: deque[Connection] = deque(maxlen=settings.concurrency)
+        self._spares: deque[Connection] = deque()
+        """Opened ahead: nothing has gone over them yet."""
+        self._needed_at: deque[float] = deque(maxlen=_MANY)
+        self._no_spares_until = self._closed_slowly_at = -math.inf
 
     def exchange(
         self,
         method: str,
         path: str,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         body: bytes | None,
         deadline: Deadline,
         *,
@@ -75,84 +92,109 @@ class Transport(BaseAdapter):
         With ``own_connection`` nothing else has been sent or received over its connection, and nothing will be.
         """
         seconds = min(self._timeout_seconds, deadline.remaining())
-        asked = headers | {"Connection": "close"} if own_connection else headers
+        asked = {**headers, "Connection": "close"} if own_connection else headers
         try:
-            if seconds > 0:
-                reply = self.send(prepared(method, self._prefix + path, asked, body), timeout=seconds).raw
-                if deadline.cut:
-                    deadline.check()
-                return cast(Reply, reply)
+            if seconds <= 0:
+                raise TimeoutError
+            request = self._connector.request(method, path, asked)
+            reply = self._answer(request, body, deadline, seconds, own=own_connection)
+            if deadline.cut:
+                deadline.check()
+            return reply
         except (*FOREIGN, GatewayError) as error:
+            if isinstance(error, GatewayError) and error.code == "desync":
+                self._desynced()
             raise translated(error, deadline, seconds) from None
-        finally:
-            deadline.release()
-        raise translated(TimeoutError(), deadline, seconds)
 
-    def send(self, request: PreparedRequest, *_: Any, timeout: Any = None, **__: Any) -> Response:
-        """How requests asks an adapter; ``raw`` of the response is the Reply."""
-        own = request.headers.get("Connection") == "close"
-        connection = self._unused(timeout) if own else self._kept(timeout)
+    def _answer(
+        self, request: h11.Request, body: bytes | None, deadline: Deadline, seconds: float, *, own: bool
+    ) -> Reply:
+        connection = self._connection(deadline, seconds, own=own)
         try:
-            connection.send(request, self._connector.addressed(request), timeout)
+            connection.send(request, body, seconds)
             if own and self._connector.context is not None:
-                self._spares.open_next()
-            response = connection.head()
+                self._open_next(deadline)
+            head = connection.head()
             headers_at = self._clock()
-            body = connection.body(response, self._max_body_bytes)
+            content = connection.body(head, self._max_body_bytes)
             arrived_at = self._clock()
             if connection.exchanges == 1 and self._connector.context is not None:
                 self._connector.context.remember(connection.connected)
-            is_sole = connection.finish(own=own)
+            if (self._end(connection, deadline) if own else connection.idle_state()) == "stray":
+                raise desync("after an answer")  # nobody can tell which of the two is meant
         except BaseException:
             connection.close()
             raise
-        if own or not connection.is_reusable or len(self._idle) == self._idle.maxlen:
+        deadline.release()
+        if own or not connection.is_reusable or len(self._kept) == self._most:
             connection.close()
         else:
-            self._idle.append(connection)
-        response.raw = Reply(response.status_code, response.headers, body, headers_at, arrived_at, is_sole)
-        return response
+            self._kept.append(connection)
+        return Reply(*head, content, headers_at, arrived_at, is_sole=own and connection.exchanges == 1)
 
-    def _kept(self, seconds: float) -> Connection:
-        """A kept connection that has stayed quiet, or a new one. A kept one that has not is closed: nobody fails."""
+    def _connection(self, deadline: Deadline, seconds: float, *, own: bool) -> Connection:
+        """One that has stayed quiet since it was kept, or opened ahead; or a new one.
+
+        What is not quiet is closed: nobody fails. Raises OSError, or GatewayUnreachable for a new one.
+        """
+        take = self._spares.popleft if own else self._kept.pop
         with suppress(IndexError):
-            while connection := self._idle.pop():
-                self._shared.watchdog.current.hold(connection.cancellable)
-                idle_state = connection.idle_state()
-                if idle_state == "quiet":
-                    return connection
-                if idle_state == "stray":
-                    self._shared.desynced()
+            while connection := take():
+                if connection.exchanges or time.monotonic() - connection.opened_at < _SPARE_SECONDS:
+                    deadline.hold(connection.handle)
+                    idle_state = connection.idle_state()
+                    if idle_state == "quiet":
+                        return connection
+                    if idle_state == "stray":
+                        self._desynced()
                 connection.close()
-        return self._opened(seconds)
+        connection = self._connector.open(deadline, seconds)
+        if (idle_state := connection.idle_state()) != "quiet":
+            connection.close()
+            raise desync("before the request") if idle_state == "stray" else unanswered()
+        return connection
 
-    def _opened(self, seconds: float) -> Connection:
-        """A new connection, over which nothing has arrived yet."""
-        connection = self._connector.open(seconds)
-        if self._is_quiet(connection):
-            return connection
-        raise unanswered()
+    def _open_next(self, deadline: Deadline) -> None:
+        """While an answer is awaited, open a connection for another exchange, if many have lately needed one of their
+        own: with those that are kept, the gateway sees three times ``concurrency`` connections at most.
 
-    def _unused(self, seconds: float) -> Connection:
-        """A connection over which nothing has gone yet: one that was opened ahead, or a new one."""
-        while spare := self._spares.take():
-            self._shared.watchdog.current.hold(spare.cancellable)
-            if self._is_quiet(spare):
-                return spare
-        return self._opened(seconds)
+        Never raises, and takes half of the time that is left at most. After a failure none is opened for a while.
+        """
+        now = time.monotonic()
+        self._needed_at.append(now)
+        many_lately = len(self._needed_at) == _MANY and now - self._needed_at[0] < _LATELY_SECONDS
+        if not many_lately or len(self._spares) >= self._most or now < self._no_spares_until:
+            return
+        try:
+            with self._watchdog.watch(min(_SPARE_SECONDS, deadline.remaining() / 2)) as limit:
+                spare = self._connector.open(limit, limit.seconds)
+            self._spares.append(spare)
+        except (*FOREIGN, FlowtrailError):
+            self._no_spares_until = now + _NO_SPARES_SECONDS
 
-    def _is_quiet(self, connection: Connection) -> bool:
-        """Whether nothing has arrived over an unused connection; closes it else. Raises GatewayUnreachable ("desync")
-        if something has."""
-        idle_state = connection.idle_state()
+    def _end(self, connection: Connection, deadline: Deadline) -> IdleState:
+        """Waits for the gateway to close the connection: the port of who closes first stays in TIME_WAIT.
+
+        A gateway that keeps the connection open is told that no further request comes, which should make it close. If
+        it still does not, the connection counts as quiet, provided that nothing has arrived.
+        """
+
+        def at_most(seconds: float) -> float:
+            """Or half of what is left until the deadline: the answer is already complete."""
+            return max(min(seconds, deadline.remaining() / 2), 0.001)
+
+        idle_state: IdleState = "quiet"
+        began = time.monotonic()
+        if began - self._closed_slowly_at > _SLOW_CLOSE_REMEMBERED_SECONDS:
+            idle_state = connection.idle_state(at_most(_END_SECONDS))
+            if time.monotonic() - began > _PROMPT_SECONDS:
+                self._closed_slowly_at = time.monotonic()
         if idle_state == "quiet":
-            return True
-        connection.close()
-        if idle_state == "stray":
-            raise self._shared.desync("before the request")
-        return False
+            connection.half_close()
+            idle_state = connection.idle_state(at_most(_HALF_CLOSED_SECONDS))
+        return idle_state
 
     def close(self) -> None:
-        self._spares.close()
-        while self._idle:
-            self._idle.pop().close()
+        for idle in (self._spares, self._kept):
+            while idle:
+                idle.pop().close()
