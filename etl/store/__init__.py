@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from operator import itemgetter
 from typing import Final
 
@@ -249,29 +249,25 @@ class Store(RunRecords):
         A separate run does this in many small transactions, so it may be killed in between; all issues of a run go in
         one. ``go_on`` is called before each of them.
         """
-        found = list(retention.prunable(self._read, before, now, has_receivers=has_receivers))
+        found = self._read(lambda connection: retention.prunable(connection, before, now, has_receivers=has_receivers))
         if dry_run:
-            return Pruned(sum(len(each.run_ids) for each in found), sum(each.issues for each in found))
+            return Pruned(len(found), sum(issues for _, issues in found))
         done = Pruned(0, 0)
         if found and go_on():
             with self._maintenance(now) as run_id:
-                done = self._prune(run_id, found, now, go_on)
+                for some in grouped(found, itemgetter(1), retention.ISSUES_AT_ONCE):
+                    if self._stop.is_set() or not go_on():
+                        break
+                    done = self._prune(run_id, [each for each, _ in some], now, done)
         while self._write(turnover.delete_old) == turnover.DELETED_AT_ONCE:
             pass
         return done
 
-    def _prune(
-        self, run_id: int, batches: Iterable[retention.PrunableRuns], now: dt.datetime, go_on: Callable[[], bool]
-    ) -> Pruned:
-        done = Pruned(0, 0)
-        for batch in batches:
-            if self._stop.is_set() or not go_on():
-                break
-            issues = self._write(lambda connection: retention.delete_issues(connection, run_id, batch.run_ids, now))  # noqa: B023 - run at once
-            done = done.plus(Pruned(len(batch.run_ids), issues))
-            self.beat(run_id)
-            self._yield_to_writers()
-        return done
+    def _prune(self, run_id: int, run_ids: Sequence[int], now: dt.datetime, before: Pruned) -> Pruned:
+        issues = self._write(lambda connection: retention.delete_issues(connection, run_id, run_ids, now))
+        self.beat(run_id)
+        self._yield_to_writers()
+        return Pruned(before.runs + len(run_ids), before.issues + issues)
 
     def _yield_to_writers(self) -> None:
         """Pause between transactions: otherwise a waiting writer, which tries a locked SQLite file ten times a second,

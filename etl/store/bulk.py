@@ -8,8 +8,8 @@ from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, insert, select, text, update
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.model import Outcome
 from etl.schema import observation, sync_run
@@ -129,19 +129,21 @@ def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome
     return set(connection.execute(_EXTEND[connection.dialect.name], given).scalars())
 
 
+def insert_into(connection: Connection, table: Table) -> Any:
+    """An INSERT that can say what to do ON CONFLICT, which each database spells in its own way."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert those of ``rows``, which have different keys, whose key is not there yet, in the order given.
 
-    The tables are append-only: on SQLite a trigger refuses a key that is there, before ON CONFLICT is looked at.
+    The tables are append-only: on SQLite a trigger refuses a key that is there, before ON CONFLICT is looked at. There,
+    nobody can insert a key that was just not found.
     """
     (key,) = table.primary_key.columns
-    if connection.dialect.name == "postgresql":
-        connection.execute(postgresql.insert(table).on_conflict_do_nothing(index_elements=[key]), list(rows))
-        return
     known = set(connection.execute(select(key).where(key.in_([row[key.name] for row in rows]))).scalars())
-    new = [row for row in rows if row[key.name] not in known]
-    if new:
-        connection.execute(insert(table), new)
+    if new := [row for row in rows if row[key.name] not in known]:
+        connection.execute(insert_into(connection, table).on_conflict_do_nothing(), new)
 
 
 T = TypeVar("T")

@@ -23,14 +23,13 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import FORMAT, GENESIS
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import details, holds, turnover
-from etl.store.bulk import BulkValues, insert_rows, stamp
+from etl.store.bulk import BulkValues, insert_into, insert_rows, stamp
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
 
@@ -57,7 +56,7 @@ _OPENED: Final = (
 )
 _GIVEN: Final = BulkValues(
     target_id="bigint", version="int", moved="int", observation_id="bigint", answer_digest="text", data_hash="text",
-    state_digest="text", flow_count="int", missing_at="timestamptz", held_asked_at="timestamptz", held_at="timestamptz",
+    state_digest="text", flow_count="int", held_since="timestamptz", held_asked_at="timestamptz", held_at="timestamptz",
 )  # fmt: skip
 
 
@@ -74,7 +73,7 @@ def _answered(dialect: str) -> Update:
             data_hash=new.data_hash,
             state_digest=func.coalesce(new.state_digest, target.c.state_digest),
             flow_count=new.flow_count,
-            held_since=func.coalesce(target.c.held_since, new.missing_at),
+            held_since=case((new.held_since.is_not(None), func.coalesce(target.c.held_since, new.held_since))),
             held_asked_at=func.coalesce(new.held_asked_at, target.c.held_asked_at),
             held_at=func.coalesce(new.held_at, target.c.held_at),
             consecutive_failures=0,
@@ -108,15 +107,11 @@ _REMOVE: Final = delete(workflow).where(
         .where(change_set.c.id.in_(bindparam("ids", expanding=True)), CHANGE_KIND == "removed")
     )
 )
-_HOLD_ENDED: Final = update(target).where(target.c.id == bindparam("target_id")).values(held_since=None)
-"""Clears a hold."""
 _MISSING: Final = (
     update(workflow)
     .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
     .values(missing_since=bindparam("since"))
 )
-
-
 _DOUBTED: Final = (
     update(workflow)
     .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
@@ -240,9 +235,8 @@ def _replay(connection: Connection, numbered: Iterable[tuple[int, Outcome, Chang
 
 def _upsert(connection: Connection) -> Any:
     """Two changes of a workflow have the same values after it: DISTINCT makes them one row."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = _NEW_ROWS.where(workflow_change.c.kind != "removed").distinct()
-    statement = dialect.insert(workflow).from_select(_COLUMNS, rows)
+    statement = insert_into(connection, workflow).from_select(_COLUMNS, rows)
     new = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[workflow.c.target_id, workflow.c.flow_id],
@@ -289,13 +283,11 @@ def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: d
         for o in outcomes
         if o.span is not None and not o.extends and o.answer_digest is None
     ]
-    ended = [{"target_id": o.fence.target_id} for o in answered if o.fence.held and not o.holds]
     _execute_many(connection, _FAILED, failures)
     _execute_many(connection, _OPENED, opened)
     if answered:
         rows = [_answer_row(connection, o, spans.get(o.fence.target_id)) for o in answered]
         connection.execute(_ANSWERED[connection.dialect.name], _GIVEN.bound(connection, rows))
-    _execute_many(connection, _HOLD_ENDED, ended)
 
 
 def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:

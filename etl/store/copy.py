@@ -56,12 +56,12 @@ def copy(
         for connection in (there, here):
             _never_time_out(connection)
         for table in TABLES:
-            if _copy(there, here, table, move) != _digest_of(here, table, move):
+            if _digest_of(there, table, move, here) != _digest_of(here, table, move):
                 raise FlowtrailError(
                     f"The rows of {table.name} are not the same in both databases: nothing was copied."
                 )
         _number_on(there, here)
-        if (head := seals.copied_head(here)) is not None:
+        if (head := seals.stored_head(here)) is not None:
             seals.begin_trail(here, dt.datetime.now(dt.UTC), head)
         if not may_be_written:
             _require_unmoved(source, there)
@@ -88,31 +88,23 @@ def _count(there: Connection, table: Table) -> int:
     return there.execute(select(func.count()).select_from(table)).scalar_one()
 
 
-def _copy(there: Connection, here: Connection, table: Table, move: Callable[[int], None]) -> bytes:
-    """Copy a table; return the digest of what was read."""
+def _digest_of(
+    connection: Connection, table: Table, move: Callable[[int], None], destination: Connection | None = None
+) -> bytes:
+    """The digest of all rows by key, which are copied to ``destination``, if there is one.
+
+    The order is the same on both databases: text is compared byte by byte.
+    """
     digest = hashlib.sha256()
-    names = [column.name for column in table.columns]
     times = [number for number, column in enumerate(table.columns) if isinstance(column.type, UtcTime)]
-    for rows in _partitions(there, table):
-        digest.update(_encoded(rows))
-        insert_rows(here, table, names, _stamped(here, rows, times))
-        move(len(rows))
-    return digest.digest()
-
-
-def _digest_of(connection: Connection, table: Table, move: Callable[[int], None]) -> bytes:
-    digest = hashlib.sha256()
-    for rows in _partitions(connection, table):
-        digest.update(_encoded(rows))
-        move(len(rows))
-    return digest.digest()
-
-
-def _partitions(connection: Connection, table: Table) -> Iterator[Sequence[Row]]:
-    """All rows by key. The order is the same on both databases: text is compared byte by byte."""
     ordered = select(table).order_by(*table.primary_key.columns)
     with connection.execute(ordered, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
-        yield from result.partitions()
+        for rows in result.partitions():
+            digest.update(_encoded(rows))
+            if destination is not None:
+                insert_rows(destination, table, table.columns.keys(), _stamped(destination, rows, times))
+            move(len(rows))
+    return digest.digest()
 
 
 def _encoded(rows: Sequence[Row]) -> bytes:

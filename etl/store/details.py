@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from etl.domain.detail import Detail
 from etl.domain.kinds import DELTA_KINDS
@@ -63,9 +63,6 @@ def add(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_
     connection.execute(insert(workflow_detail), rows)
 
 
-_KNOWN: Final = select(answer.c.data_hash).where(answer.c.data_hash.in_(bindparam("hashes", expanding=True)))
-
-
 def keep_answers(connection: Connection, run_id: int, outcomes: Iterable[Outcome]) -> None:
     """Append those answers of ``outcomes`` that are not there yet.
 
@@ -73,9 +70,6 @@ def keep_answers(connection: Connection, run_id: int, outcomes: Iterable[Outcome
     hashes, and for nothing else.
     """
     given = {outcome.kept.data_hash: outcome.kept for outcome in outcomes if outcome.kept is not None}
-    if not given:
-        return
-    known = set(connection.execute(_KNOWN, {"hashes": list(given)}).scalars())
-    new = [{**msgspec.structs.asdict(given[each]), "first_run_id": run_id} for each in sorted(given.keys() - known)]
-    if new:
-        insert_new(connection, answer, new)
+    rows = [{**msgspec.structs.asdict(given[each]), "first_run_id": run_id} for each in sorted(given)]
+    if rows:
+        insert_new(connection, answer, rows)

@@ -9,13 +9,12 @@ from contextlib import closing
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_
+from sqlalchemy import Connection, and_, bindparam, case, func, select
 
 from etl.domain.holds import doubts_in
 from etl.domain.model import Doubt, Fence, Flow, Span, State, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, observation, target
 from etl.store import membership, seals
-from etl.store.bulk import BulkValues
 
 SPAN_COLUMNS: Final = (
     observation.c.first_at,
@@ -40,36 +39,23 @@ _latest_hold: Final = case(
     )
 )
 
+_OF_TARGET: Final = (
+    *("version", "fence", "observation_id", "answer_digest", "data_hash", "flow_count"),
+    *("held_since", "held_asked_at", "held_at"),
+)
 _FENCES: Final = (
     select(
-        target.c.org_id,
-        target.c.user_id,
-        target.c.expression,
-        target.c.id,
-        target.c.version,
-        target.c.fence,
-        target.c.observation_id,
-        target.c.answer_digest,
-        target.c.data_hash,
-        target.c.flow_count,
-        target.c.held_since,
-        target.c.retired_at,
-        target.c.held_asked_at,
-        target.c.held_at,
-        observation.c.id,
+        *TARGET_KEY,
+        *(target.c.retired_at, target.c.coverage_gap_seconds, observation.c.id.label("span_id")),
         *SPAN_COLUMNS,
-        change_set.c.hash,
-        change_set.c.observed_at,
-        _latest_hold,
-        target.c.coverage_gap_seconds,
+        *(target.c.id, *(target.c[name] for name in _OF_TARGET)),
+        *(change_set.c.hash, change_set.c.observed_at.label("head_observed_at"), _latest_hold),
     )
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
 )
-_WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
-_FENCES_OF: Final = {
-    dialect: _FENCES.where(tuple_(*TARGET_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
-}
+_PLAIN: Final = ("target_id", *_OF_TARGET, "head_hash", "head_observed_at", "latest_hold_at")
+_FENCES_OF: Final = {dialect: _FENCES.where(membership.is_given(dialect)) for dialect in ("postgresql", "sqlite")}
 _ROWS_AT_ONCE: Final = 1000
 _WORKFLOWS: Final = (
     "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL, doubted FROM workflow"
@@ -99,7 +85,8 @@ class RunBegun(NamedTuple):
 
 def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
     """The fences of those ``targets`` that the database knows."""
-    rows = connection.execute(_FENCES_OF[connection.dialect.name], _WANTED.bound(connection, targets))
+    given = membership.GIVEN.bound(connection, targets)
+    rows = connection.execute(_FENCES_OF[connection.dialect.name], given)
     return {fence.target: fence for fence in map(_fence, rows)}
 
 
@@ -113,7 +100,7 @@ def register(
     if run is not None:
         seals.require_open(connection, run.run_id)
     if new:
-        connection.execute(membership.REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(new)))
+        membership.register(connection, new)
     known = read_fences(connection, targets)
     retired = sorted(fence.target for fence in known.values() if fence.retired)
     if retired and run is not None:
@@ -154,26 +141,13 @@ def _workflows(connection: Connection, target_ids: Sequence[int]) -> Iterator[tu
 
 
 def _fence(row: Sequence[Any]) -> Fence:
-    (org_id, user_id, expression, target_id, version, fence, observation_id, answer_digest, data_hash, flow_count,
-     held_since, retired_at, held_asked_at, held_at, span_id, *span, head_hash, head_observed_at,
-     latest_hold_at, coverage_gap_seconds) = row  # fmt: skip
+    org_id, user_id, expression, retired_at, gap_seconds, span_id = row[:6]
+    span, plain = row[6 : 6 + len(SPAN_COLUMNS)], row[6 + len(SPAN_COLUMNS) :]
     return Fence(
         target=Target(org_id, user_id, expression),
-        target_id=target_id,
-        version=version,
-        fence=fence,
-        observation_id=observation_id,
-        answer_digest=answer_digest,
-        data_hash=data_hash,
-        flow_count=flow_count,
-        held_since=held_since,
         retired=retired_at is not None,
-        held_asked_at=held_asked_at,
-        held_at=held_at,
         span_id=span_id,
         span=None if span_id is None else Span(*span),
-        head_hash=head_hash,
-        head_observed_at=head_observed_at,
-        latest_hold_at=latest_hold_at,
-        coverage_gap=dt.timedelta(seconds=coverage_gap_seconds),
+        coverage_gap=dt.timedelta(seconds=gap_seconds),
+        **dict(zip(_PLAIN, plain, strict=True)),
     )

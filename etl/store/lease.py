@@ -15,9 +15,9 @@ import datetime as dt
 from typing import Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, not_, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.schema import lease, verification
+from etl.store.bulk import insert_into
 from etl.store.runs import database_now
 
 LASTS: Final = dt.timedelta(seconds=20)
@@ -30,8 +30,7 @@ def take_lease(connection: Connection, name: str, holder: str) -> bool:
     The clock is read once the row is locked: by an earlier reading, a lease taken meanwhile would seem to lie ahead.
     So a row that does not exist is made first, and a row that another has made meanwhile is locked like any other.
     """
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=_now(connection) + LASTS)
+    first = insert_into(connection, lease).values(name=name, holder=holder, expires_at=_now(connection) + LASTS)
     if connection.execute(first.on_conflict_do_nothing().returning(lease.c.name)).first() is not None:
         return True
     connection.execute(select(lease.c.name).where(lease.c.name == name).with_for_update())
@@ -88,8 +87,6 @@ def verified(connection: Connection) -> list[Verified]:
 
 def keep_verified(connection: Connection, done: Verified) -> None:
     """Store a check in place of the last one of its kind."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     values = done._asdict()
-    connection.execute(
-        dialect.insert(verification).values(values).on_conflict_do_update(index_elements=["kind"], set_=values)
-    )
+    row = insert_into(connection, verification).values(values)
+    connection.execute(row.on_conflict_do_update(index_elements=["kind"], set_=values))

@@ -30,10 +30,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     Connection,
     Select,
-    TextClause,
+    Text,
     bindparam,
     case,
     func,
@@ -42,9 +43,9 @@ from sqlalchemy import (
     null,
     select,
     text,
+    tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.config.targets import TargetList
 from etl.database import STREAMED
@@ -52,7 +53,7 @@ from etl.domain.guard import share_of
 from etl.domain.model import USUAL_COVERAGE_GAP, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, observation, target, target_membership
 from etl.store import seals
-from etl.store.bulk import BulkValues
+from etl.store.bulk import BulkValues, insert_into
 
 T = TypeVar("T")
 Lists = Mapping[str, Sequence[Target]]
@@ -60,16 +61,7 @@ Lists = Mapping[str, Sequence[Target]]
 
 _AT_ONCE: Final = 5_000
 _IN_TURN: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.target_membership'))"
-_NUMBERS: Final = BulkValues(target_id="bigint")
-_WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
-_DIALECTS: Final = (postgresql, sqlite)
-REGISTER: Final = {
-    module.dialect.name: module.insert(target)
-    .from_select(TARGET_KEY, _WANTED.select(module.dialect.name))
-    .on_conflict_do_nothing(index_elements=TARGET_KEY)
-    for module in _DIALECTS
-}
-"""Makes rows for targets that have none."""
+GIVEN: Final = BulkValues(org_id="text", user_id="text", expression="text")
 
 _last: Final = target_membership.alias("last")
 _IS_MEMBER: Final = (target_membership.c.kind == "joined") & (
@@ -78,24 +70,16 @@ _IS_MEMBER: Final = (target_membership.c.kind == "joined") & (
     .where(_last.c.schedule == target_membership.c.schedule, _last.c.target_id == target_membership.c.target_id)
     .scalar_subquery()
 )
-_LATEST_AT: Final = (
-    select(func.max(_last.c.at, type_=UtcTime()))
-    .where(_last.c.target_id == target.c.id)
-    .correlate(target)
-    .scalar_subquery()
-)
-_LAST_SPAN_AT: Final = (
-    select(func.max(observation.c.last_at, type_=UtcTime()))
-    .where(observation.c.target_id == target.c.id, observation.c.version == target.c.version)
-    .correlate(target)
-    .scalar_subquery()
-)
-_LAST_VERSION_AT: Final = (
-    select(func.max(change_set.c.observed_at, type_=UtcTime()))
-    .where(change_set.c.target_id == target.c.id)
-    .correlate(target)
-    .scalar_subquery()
-)
+
+
+def _last_of(at: Column[Any], *conditions: ColumnElement[bool]) -> ColumnElement[dt.datetime]:
+    of_target = select(func.max(at, type_=UtcTime())).where(at.table.c.target_id == target.c.id, *conditions)
+    return of_target.correlate(target).scalar_subquery()
+
+
+_LATEST_AT: Final = _last_of(_last.c.at)
+_LAST_SPAN_AT: Final = _last_of(observation.c.last_at, observation.c.version == target.c.version)
+_LAST_VERSION_AT: Final = _last_of(change_set.c.observed_at)
 _MEMBERS: Final = (
     select(*TARGET_KEY)
     .join(target_membership, target_membership.c.target_id == target.c.id)
@@ -117,30 +101,27 @@ LONGEST_GAP: Final = (
 _RETIRED: Final = select(*TARGET_KEY).where(target.c.retired_at.is_not(None)).order_by(target.c.id)
 
 
-def seconds(gap: dt.timedelta) -> int:
-    """A coverage gap in whole seconds; a part of one counts as one."""
-    return math.ceil(gap.total_seconds())
+def is_given(dialect: str) -> ColumnElement[bool]:
+    """The condition that a target is one of those that ``GIVEN`` binds."""
+    return tuple_(*TARGET_KEY).in_(GIVEN.select(dialect))
 
 
-_JOINED_WITH: Final = """
-    (SELECT joined.coverage_gap_seconds
-     FROM target_membership joined JOIN target listed ON listed.id = joined.target_id
-     WHERE joined.schedule = :listing AND joined.kind = 'joined'
-       AND listed.org_id = :listed_org AND listed.user_id = :listed_user AND listed.expression = :listed_expression
-     ORDER BY joined.id DESC LIMIT 1) = :listed_gap"""
+def gap_of(connection: Connection, schedule: str) -> int | None:
+    """The coverage gap of a schedule's members in seconds; None where it has no member."""
+    gap: int | None = connection.execute(_GAP, {"schedule": schedule}).scalar()
+    return gap
 
 
-def joined_with(schedule: str, of: Target, gap: dt.timedelta) -> TextClause:
-    """Whether a target joined a schedule with this coverage gap, when it last did. As text, because SQLAlchemy leaves
-    out the names of tables in RETURNING on SQLite."""
-    mine = {"listed_org": of.org_id, "listed_user": of.user_id, "listed_expression": of.expression}
-    return text(_JOINED_WITH).bindparams(listing=schedule, listed_gap=seconds(gap), **mine)
+def seconds_of(gaps: Mapping[str, dt.timedelta], schedule: str) -> int:
+    """The coverage gap of a schedule in whole seconds; a part of one counts as one."""
+    return math.ceil(gaps.get(schedule, USUAL_COVERAGE_GAP).total_seconds())
 
 
-def latest(connection: Connection) -> int:
-    """The highest id; 0 if nothing was recorded."""
-    highest: int = connection.execute(select(func.coalesce(func.max(target_membership.c.id), 0))).scalar_one()
-    return highest
+def register(connection: Connection, targets: Iterable[Target]) -> None:
+    """Make rows for those of the targets that have none."""
+    rows = insert_into(connection, target).from_select(TARGET_KEY, GIVEN.select(connection.dialect.name))
+    new = rows.on_conflict_do_nothing(index_elements=TARGET_KEY)
+    connection.execute(new, GIVEN.bound(connection, sorted(targets)))
 
 
 def record(
@@ -154,15 +135,12 @@ def record(
     listed = {name: _findable(targets) for name, targets in lists.items()}
     for name, targets in lists.items():
         members = TargetList(_targets(connection, _MEMBERS, schedule=name))
-        gap = seconds(gaps.get(name, USUAL_COVERAGE_GAP))
-        is_as_before = connection.execute(_GAP, {"schedule": name}).scalar() in (None, gap)
-        for some in _chunks(each for each in targets if not (is_as_before and each in members)):
-            connection.execute(REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(some)))
-            _insert(connection, run_id, some, "joined", now, name, gap)
-            _keep_longest_gap(connection, some)
-        for some in _chunks(each for each in members if each not in listed[name]):
-            _insert(connection, run_id, some, "left", now, name)
-            _keep_longest_gap(connection, some)
+        gap = seconds_of(gaps, name)
+        is_as_before = gap_of(connection, name) in (None, gap)
+        joining = (each for each in targets if not (is_as_before and each in members))
+        _move(connection, run_id, joining, "joined", now, name, gap)
+        leaving = (each for each in members if each not in listed[name])
+        _move(connection, run_id, leaving, "left", now, name)
     back = [each for each in _targets(connection, _RETIRED) if any(each in targets for targets in listed.values())]
     resume(connection, run_id, back, now)
 
@@ -170,18 +148,11 @@ def record(
 def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
     """Call retired targets back; the caller must have waited for its turn (``wait_for_turn``)."""
     for some in _chunks(targets):
-        given = _WANTED.bound(connection, sorted(some))
-        wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
-        mine = (target.c.org_id == wanted.org_id, target.c.user_id == wanted.user_id)
-        back = update(target).where(*mine, target.c.expression == wanted.expression, target.c.retired_at.is_not(None))
-        found = (
-            connection.execute(
-                back.values(retired_at=None, away_since=target.c.retired_at).returning(target.c.id), given
-            )
-            .scalars()
-            .all()
-        )
-        _insert_numbered(connection, run_id, found, "resumed", _at(now))
+        mine, given = _are(connection, some)
+        back = update(target).where(mine, target.c.retired_at.is_not(None))
+        back = back.values(retired_at=None, away_since=target.c.retired_at)
+        found = [Target(*key) for key in connection.execute(back.returning(*TARGET_KEY), given)]
+        _record(connection, run_id, found, "resumed", _at(now))
 
 
 def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
@@ -190,24 +161,21 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
     seals.require_open(connection, run_id)
     wait_for_turn(connection)
     for some in _chunks(targets):
-        wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
-        mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
-        mine &= (target.c.expression == wanted.expression) & target.c.retired_at.is_(None)
-        given = _WANTED.bound(connection, some)
+        mine, given = _are(connection, some)
+        mine &= target.c.retired_at.is_(None)
         leaving = (
             select(
                 *(target_membership.c.target_id, literal(run_id), target_membership.c.schedule),
                 *(literal("left"), _at(now), null()),
             )
             .join(target, target.c.id == target_membership.c.target_id)
-            .join(wanted.org_id.table, mine)
-            .where(_IS_MEMBER)
+            .where(mine, _IS_MEMBER)
             .order_by(target_membership.c.target_id, target_membership.c.schedule)
         )
-        _insert_selected(connection, leaving, given)
+        connection.execute(insert(target_membership).from_select(_COLUMNS, leaving), given)
         gone = update(target).where(mine).values(retired_at=_leaving_at(now), fence=target.c.fence + 1)
-        found = connection.execute(gone.returning(target.c.id), given).scalars().all()
-        _insert_numbered(connection, run_id, found, "retired", target.c.retired_at)
+        found = [Target(*key) for key in connection.execute(gone.returning(*TARGET_KEY), given)]
+        _record(connection, run_id, found, "retired", target.c.retired_at)
 
 
 def of_ended_schedules(
@@ -228,9 +196,7 @@ def leave_ended_schedules(
     seals.require_open(connection, run_id)
     wait_for_turn(connection)
     for name, members in of_ended_schedules(connection, schedules, configured).items():
-        for some in _chunks(members):
-            _insert(connection, run_id, some, "left", now, name)
-            _keep_longest_gap(connection, some)
+        _move(connection, run_id, members, "left", now, name)
 
 
 def wait_for_turn(connection: Connection) -> None:
@@ -239,53 +205,48 @@ def wait_for_turn(connection: Connection) -> None:
         connection.execute(text(_IN_TURN))
 
 
-def _insert(
+_COLUMNS: Final = ("target_id", "run_id", "schedule", "kind", "at", "coverage_gap_seconds")
+
+
+def _record(
+    connection: Connection,
+    run_id: int,
+    targets: Sequence[Target],
+    kind: str,
+    at: ColumnElement[dt.datetime],
+    schedule: str | None = None,
+    gap: int | None = None,
+) -> None:
+    mine, given = _are(connection, targets)
+    same = (literal(run_id), literal(schedule, Text()), literal(kind), at, literal(gap, BigInteger()))
+    rows = select(target.c.id, *same).where(mine).order_by(*TARGET_KEY)
+    connection.execute(insert(target_membership).from_select(_COLUMNS, rows), given)
+
+
+def _move(
     connection: Connection,
     run_id: int,
     targets: Iterable[Target],
     kind: str,
     now: dt.datetime,
     schedule: str,
-    gap_seconds: int | None = None,
+    gap: int | None = None,
 ) -> None:
-    wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
-    mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
-    rows = (
-        select(
-            target.c.id, literal(run_id), literal(schedule), literal(kind), _at(now), literal(gap_seconds, BigInteger())
-        )
-        .join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
-        .order_by(*TARGET_KEY)
-    )
-    _insert_selected(connection, rows, _WANTED.bound(connection, list(targets)))
+    """Let targets join or leave a schedule, and bring their coverage gaps up to date; rows are locked in id order."""
+    for some in _chunks(targets):
+        if kind == "joined":
+            register(connection, some)
+        _record(connection, run_id, some, kind, _at(now), schedule, gap)
+        mine, given = _are(connection, some)
+        other = select(target.c.id).where(mine, target.c.coverage_gap_seconds != LONGEST_GAP)
+        found = connection.execute(other.order_by(target.c.id).with_for_update(of=target), given).scalars().all()
+        if found:
+            which = update(target).where(target.c.id.in_(found))
+            connection.execute(which.values(coverage_gap_seconds=LONGEST_GAP))
 
 
-def _keep_longest_gap(connection: Connection, targets: Iterable[Target]) -> None:
-    """Bring the coverage gaps of these targets up to date; rows are locked in id order."""
-    wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
-    mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
-    other = select(target.c.id).join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
-    other = other.where(target.c.coverage_gap_seconds != LONGEST_GAP).order_by(target.c.id).with_for_update(of=target)
-    numbers = connection.execute(other, _WANTED.bound(connection, list(targets))).scalars().all()
-    if numbers:
-        which = _NUMBERS.select(connection.dialect.name).subquery("which").c.target_id
-        longest = update(target).where(target.c.id == which).values(coverage_gap_seconds=LONGEST_GAP)
-        connection.execute(longest, _NUMBERS.bound(connection, [(number,) for number in numbers]))
-
-
-def _insert_selected(connection: Connection, rows: Select[Any], given: Mapping[str, Any]) -> None:
-    columns = ("target_id", "run_id", "schedule", "kind", "at", "coverage_gap_seconds")
-    connection.execute(insert(target_membership).from_select(columns, rows), given)
-
-
-def _insert_numbered(
-    connection: Connection, run_id: int, target_ids: Sequence[int], kind: str, at: ColumnElement[dt.datetime]
-) -> None:
-    if target_ids:
-        wanted = _NUMBERS.select(connection.dialect.name).subquery("wanted").c
-        rows = select(target.c.id, literal(run_id), null(), literal(kind), at, null()).order_by(target.c.id)
-        rows = rows.join(wanted.target_id.table, wanted.target_id == target.c.id)
-        _insert_selected(connection, rows, _NUMBERS.bound(connection, [(number,) for number in target_ids]))
+def _are(connection: Connection, targets: Sequence[Target]) -> tuple[ColumnElement[bool], Mapping[str, Any]]:
+    return is_given(connection.dialect.name), GIVEN.bound(connection, targets)
 
 
 def _at(now: dt.datetime) -> ColumnElement[dt.datetime]:
@@ -332,11 +293,10 @@ def others(connection: Connection, configured: Container[Target], max_share: flo
     """The targets outside ``configured``, to be retired unless they exceed ``max_share`` of all (None: no limit)."""
     known = select(*TARGET_KEY).where(target.c.retired_at.is_(None))
     gone, count = list[Target](), 0
-    with connection.execute(known.order_by(target.c.id), execution_options=STREAMED) as rows:
-        for key in rows:
-            count += 1
-            if (each := Target(*key)) not in configured:
-                gone.append(each)
+    for each in _targets(connection, known.order_by(target.c.id)):
+        count += 1
+        if each not in configured:
+            gone.append(each)
     if max_share is not None and len(gone) > share_of(max_share, count):
         return Retirement(refused=tuple(gone))
     return Retirement(retired=tuple(gone))

@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, or_, select, update
 
 from etl.domain.model import Origin, RunStatus, Target
 from etl.schema import TARGET_KEY, condition, overdue_notice, sync_run, target
+from etl.store.bulk import insert_into
 
 
 class UnnotifiedRun(NamedTuple):
@@ -58,9 +58,8 @@ def known_targets(connection: Connection) -> list[NotifiableTarget]:
 
 def mark_overdue(connection: Connection, target_ids: Sequence[int], now: dt.datetime) -> None:
     """Record that receivers know these targets to be overdue."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = [{"target_id": target_id, "notified_at": now} for target_id in sorted(target_ids)]
-    connection.execute(dialect.insert(overdue_notice).on_conflict_do_nothing(), rows)
+    connection.execute(insert_into(connection, overdue_notice).on_conflict_do_nothing(), rows)
 
 
 def clear_overdue(connection: Connection, target_ids: Sequence[int]) -> None:
@@ -105,16 +104,13 @@ def open_conditions(connection: Connection) -> list[OpenCondition]:
 
 def keep_conditions(connection: Connection, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:
     """Store what is wrong now. A condition that comes back before receivers knew of its end has never ended."""
-    rows = {row[:2]: row for row in connection.execute(select(*_COLUMNS, condition.c.ended_at))}
-    known = {key: OpenCondition(*row[:-1]) for key, row in rows.items() if row.ended_at is None}
+    known = {each[:2]: each for each in open_conditions(connection)}
     wrong = {each[:2]: each for each in found}
     began = [each for key, each in wrong.items() if key not in known]
     ended = [each for key, each in known.items() if key not in wrong]
     for each in began:
-        if each[:2] in rows:
-            connection.execute(update(condition).where(_is(each)).values(ended_at=None))
-        else:
-            connection.execute(insert(condition).values(each._asdict()))
+        new = insert_into(connection, condition).values(each._asdict())
+        connection.execute(new.on_conflict_do_update(index_elements=condition.primary_key, set_={"ended_at": None}))
     for each in wrong.values():
         before = known.get(each[:2])
         if before is not None and before != each._replace(since=before.since):

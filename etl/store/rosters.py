@@ -11,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from etl.domain.guard import Limits
 from etl.domain.roster import RosterChanges, RosterUser, compared
-from etl.schema import roster, roster_user
+from etl.schema import UtcTime, roster, roster_user
+from etl.store.bulk import insert_into
 
 
 class StoredRoster(msgspec.Struct, frozen=True):
@@ -51,12 +51,9 @@ def claim_roster(connection: Connection, org_id: str, now: dt.datetime, every: d
     """Whether the roster is due and the caller must ask for it; of several processes only one gets True. A roster that
     never came is always due. A time ahead of now comes from a clock that was wrong."""
     due = or_(roster.c.answered_at.is_(None), roster.c.asked_at <= now - every, roster.c.asked_at > now)
-    claimed = update(roster).where(roster.c.org_id == org_id, due).values(asked_at=now)
-    if connection.execute(claimed).rowcount:
-        return True
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    first = dialect.insert(roster).values(org_id=org_id, asked_at=now).on_conflict_do_nothing()
-    return connection.execute(first.returning(roster.c.org_id)).first() is not None
+    first = insert_into(connection, roster).values(org_id=org_id, asked_at=now)
+    claimed = first.on_conflict_do_update(index_elements=["org_id"], set_={"asked_at": now}, where=due)
+    return connection.execute(claimed.returning(roster.c.org_id)).first() is not None
 
 
 def write_readings(
@@ -69,15 +66,9 @@ def write_readings(
     approved: bool = False,
 ) -> RosterChanges:
     """Write one or two readings of a roster, compared with the users that are listed at that moment."""
-    lock(connection, org_id)
+    connection.execute(select(roster.c.org_id).where(roster.c.org_id == org_id).with_for_update())
     known = rosters_of(connection, [org_id])[org_id].known
     moves = compared(known, readings, now, limits, approved=approved)
-    write(connection, org_id, moves, now)
-    return moves
-
-
-def write(connection: Connection, org_id: str, moves: RosterChanges, now: dt.datetime) -> None:
-    """Write what an answer changed."""
     answered = {"answered_at": now, "failing_since": None, "error_code": None, "error": None}
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(answered))
     ours = (roster_user.c.org_id == org_id, roster_user.c.user_id == bindparam("user"))
@@ -88,18 +79,14 @@ def write(connection: Connection, org_id: str, moves: RosterChanges, now: dt.dat
     if moves.joined:
         rows = [{"org_id": org_id, "user_id": user, "listed_since": now} for user in sorted(moves.joined)]
         connection.execute(insert(roster_user), rows)
-
-
-def lock(connection: Connection, org_id: str) -> None:
-    """Keep others from writing this roster until the end of the transaction."""
-    connection.execute(select(roster.c.org_id).where(roster.c.org_id == org_id).with_for_update())
+    return moves
 
 
 def roster_failed(connection: Connection, org_id: str, code: str, message: str, now: dt.datetime) -> None:
     """Record that the request failed. The time of the first failure in a row stays."""
-    since = update(roster).where(roster.c.org_id == org_id, roster.c.failing_since.is_(None))
-    connection.execute(since.values(failing_since=now))
-    connection.execute(update(roster).where(roster.c.org_id == org_id).values(error_code=code, error=message))
+    since = func.coalesce(roster.c.failing_since, now, type_=UtcTime())
+    failed = {"failing_since": since, "error_code": code, "error": message}
+    connection.execute(update(roster).where(roster.c.org_id == org_id).values(failed))
 
 
 def roster_organisations(connection: Connection) -> set[str]:

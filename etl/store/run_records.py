@@ -9,16 +9,13 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from etl.domain.model import RunStatus, Target
 from etl.domain.seal import targets_digest
 from etl.errors import SigningError
-from etl.store import (
-    runs,
-    seals,
-)
-from etl.store.runs import Begun, NewRun
+from etl.store import runs, seals
+from etl.store.runs import NewRun
 from etl.store.transactions import Transactions, reads, writes
 
 
@@ -39,8 +36,6 @@ class RunRecords(Transactions):
         """``sign`` signs the seals; see ``require_signing``."""
         super().__init__(engine, stop)
         self._sign = sign
-        self._recorded: dict[str, tuple[Sequence[Target], dt.timedelta | None, int]] = {}
-        """The lists and coverage gaps of schedules as last recorded, and the highest membership id then."""
         self._digested: tuple[Sequence[Target], str] = ((), targets_digest(()))
 
     def require_signing(self) -> None:
@@ -56,33 +51,13 @@ class RunRecords(Transactions):
     def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
         """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
 
-        The lists of its schedules are recorded with it, unless they are already: this process knows it, or the run
-        before says so.
+        The lists of its schedules are recorded with it, unless an earlier run says that they are already.
         """
         digest = self._digest(asked)
-        begun = self._write(
-            lambda connection: self._begin(connection, run, now, digest, asked),
-            lambda begun, connection: runs.was_begun(connection, begun and begun.run_id, run, now),
+        return self._write(
+            lambda connection: runs.begin(connection, run, now, digest, asked),
+            lambda run_id, connection: runs.was_begun(connection, run_id, run, now),
         )
-        if begun is None:
-            return None
-        self._recorded.update(
-            {name: (targets, run.gaps.get(name), begun.membership_id) for name, targets in run.lists.items()}
-        )
-        return begun.run_id
-
-    def _begin(
-        self, connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]
-    ) -> Begun | None:
-        begun = runs.begin(connection, run, now, digest, asked)
-        if begun is None or begun.repeats:
-            return begun
-        if all(
-            self._recorded.get(name) == (targets, run.gaps.get(name), begun.membership_id)
-            for name, targets in run.lists.items()
-        ):
-            return begun
-        return runs.record_lists(connection, begun, run, now)
 
     def _digest(self, asked: Sequence[Target]) -> str:
         """The digest of the targets. A schedule usually has the same list in each run: then it is not sorted again."""

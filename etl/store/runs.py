@@ -14,8 +14,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    exists,
-    false,
     func,
     literal,
     literal_column,
@@ -24,11 +22,10 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS, ChangeKind
-from etl.domain.model import USUAL_COVERAGE_GAP, Issue, Origin, Target, Verdict
+from etl.domain.model import Issue, Origin, Target, Verdict
 from etl.schema import (
     OWN_SLOT,
     TARGET_KEY,
@@ -41,6 +38,7 @@ from etl.schema import (
     target_membership,
 )
 from etl.store import membership
+from etl.store.bulk import insert_into
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
 """A run with an older heartbeat is abandoned: its process has died."""
@@ -72,15 +70,6 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None = None
 
 
-class Begun(NamedTuple):
-    """A run whose row is written, and the highest membership id that it saw."""
-
-    run_id: int
-    membership_id: int
-    repeats: bool = False
-    """Whether the previous run asked the same targets of the same single schedule, with the same memberships."""
-
-
 class Due(NamedTuple):
     """What earlier runs of a schedule say when a slot is due."""
 
@@ -108,69 +97,57 @@ def database_now(connection: Connection) -> ColumnElement[dt.datetime]:
     return literal_column("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')", UtcTime())
 
 
-def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]) -> Begun | None:
-    """Insert the row of a run that starts; None if another run has its slot already.
+def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]) -> int | None:
+    """Insert the row of a run that starts, and record its lists; None if another run has its slot already.
 
     ``digest`` is the digest of the targets to ask; ``asked`` are these targets for a run that got them by name.
     """
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = {name: getattr(run, name) for name in _OF_NEW_RUN} | {"status": "running", "started_at": now}
     if run.origin == "maintenance":
         row["notified_at"] = now  # receivers are not notified of it
-    scope = literal(_scope(run, asked), Text()) + cast(_LATEST_MEMBERSHIP, Text()) + "}"
-    statement = dialect.insert(sync_run).values(
-        **row, heartbeat_at=database_now(connection), scope=scope, targets_digest=digest
-    )
-    columns = (sync_run.c.id, sync_run.c.scope, _repeats(run).label("repeats"))
-    made = connection.execute(statement.on_conflict_do_nothing().returning(*columns)).first()
-    if made is None:
-        return None
-    return Begun(made.id, _membership_in(made.scope), bool(made.repeats))
-
-
-def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.datetime) -> Begun:
-    """Bring the memberships up to date with the run's lists, and record in the run that it saw them."""
-    membership.record(connection, begun.run_id, run.lists, now, run.gaps)
-    seen = membership.latest(connection)
-    if seen != begun.membership_id:
-        scope = f"{_scope(run, ())}{seen}}}"
-        connection.execute(update(sync_run).where(sync_run.c.id == begun.run_id).values(scope=scope))
-    return Begun(begun.run_id, seen)
+    row |= {"heartbeat_at": database_now(connection), "scope": _scope(run, asked), "targets_digest": digest}
+    statement = insert_into(connection, sync_run).values(row).on_conflict_do_nothing().returning(sync_run.c.id)
+    run_id: int | None = connection.execute(statement).scalar()
+    if run_id is not None and run.lists and not _is_recorded(connection, run_id, run):
+        membership.record(connection, run_id, run.lists, now, run.gaps)
+        connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(scope=_scope(run, ())))
+    return run_id
 
 
 _OF_NEW_RUN: Final = ("origin", "host", "pid", "targets", "schedule", "scheduled_for", "missed")
 _LATEST_MEMBERSHIP: Final = select(func.coalesce(func.max(target_membership.c.id), 0)).scalar_subquery()
+_RUNS_BEFORE: Final = 100
 _before: Final = sync_run.alias("before")
-_earlier: Final = sync_run.alias("earlier")
-_REPEATS: Final = exists().where(
-    _before.c.id
-    == select(func.max(_earlier.c.id)).where(_earlier.c.id < literal_column("sync_run.id")).scalar_subquery(),
-    _before.c.scope == literal_column("sync_run.scope"),
-    _before.c.targets_digest == literal_column("sync_run.targets_digest"),
+_REPEATED: Final = (
+    select(_before.c.id)
+    .join(sync_run, _before.c.id.between(sync_run.c.id - _RUNS_BEFORE, sync_run.c.id - 1))
+    .where(
+        sync_run.c.id == bindparam("run_id"),
+        _before.c.scope == sync_run.c.scope,
+        _before.c.targets_digest == sync_run.c.targets_digest,
+    )
+    .limit(1)
 )
-"""Whether the inserted row repeats the run before it. The scope ends with the latest membership id, so no membership
-was recorded since."""
+"""A run shortly before that this one repeats. The scope ends with the latest membership id, so no membership was
+recorded since."""
 
 
-def _repeats(run: NewRun) -> ColumnElement[bool]:
-    """Whether a run of one whole schedule asks what the run before it asked, with the same coverage gap."""
-    name, targets = next(iter(run.lists.items()), ("", ()))
-    if not targets or len(run.lists) > 1 or run.org_id is not None or run.user_id is not None:
-        return false()
-    gap = run.gaps.get(name, USUAL_COVERAGE_GAP)
-    return and_(_REPEATS, membership.joined_with(name, targets[0], gap))
+def _is_recorded(connection: Connection, run_id: int, run: NewRun) -> bool:
+    """Whether this run of one whole schedule asks what another one asked, with the same coverage gap."""
+    if len(run.lists) > 1 or run.org_id is not None or run.user_id is not None:
+        return False
+    (name,) = run.lists
+    repeated = connection.execute(_REPEATED, {"run_id": run_id}).first() is not None
+    return repeated and membership.gap_of(connection, name) == membership.seconds_of(run.gaps, name)
 
 
-def _scope(run: NewRun, asked: Sequence[Target]) -> str:
-    """The beginning of a run's scope, up to the membership id that it saw."""
+def _scope(run: NewRun, asked: Sequence[Target]) -> ColumnElement[str]:
+    """The scope of a run: what it is to ask, and the highest membership id that it sees."""
     named = {"schedules": sorted(run.lists), "org_id": run.org_id, "user_id": run.user_id}
     by_name = not run.lists and run.origin != "maintenance"
     scope: dict[str, Any] = {"targets": sorted(asked)} if by_name else named
-    return encode(scope)[:-1].decode() + ',"membership_id":'
-
-
-def _membership_in(scope: str) -> int:
-    return int(scope.rpartition(":")[2].removesuffix("}"))
+    begins = encode(scope)[:-1].decode() + ',"membership_id":'
+    return literal(begins, Text()) + cast(_LATEST_MEMBERSHIP, Text()) + "}"
 
 
 def was_begun(connection: Connection, run_id: int | None, run: NewRun, now: dt.datetime) -> bool:

@@ -17,7 +17,21 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, case, exists, func, insert, select, text, update
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    Connection,
+    Select,
+    Table,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from etl.database import STREAMED
 from etl.domain import seal
@@ -101,65 +115,28 @@ class _Source(NamedTuple):
     rows: Select[Any]
 
 
-def _of_target(table: Any, *columns: Any) -> Select[Any]:
-    return (
-        select(*TARGET_KEY, *columns)
-        .join_from(table, target, target.c.id == table.c.target_id)
-        .where(table.c.run_id == _RUN_ID)
-    )
+def _source(table: Table, columns: Sequence[str], *, by_target: Column[Any] | None = None) -> _Source:
+    """Rows in the order of their ids, or of their targets and a column; those of a target begin with its key."""
+    columns_of = [*TARGET_KEY] if "target_id" in table.c else []
+    rows = select(*columns_of, *(table.c[name] for name in columns)).select_from(table)
+    if columns_of:
+        rows = rows.join(target, target.c.id == table.c.target_id)
+    order = (*table.primary_key,) if by_target is None else (*TARGET_KEY, by_target)
+    of_run = table.c.run_id == _RUN_ID
+    return _Source(exists().where(of_run), rows.where(of_run).order_by(*order))
 
 
-def _has(table: Any) -> Any:
-    return exists().where(table.c.run_id == _RUN_ID)
-
-
-CHANGE_SETS: Final = _Source(
-    _has(change_set), _of_target(change_set, change_set.c.hash).order_by(*TARGET_KEY, change_set.c.version)
-)
-ISSUES: Final = _Source(
-    _has(sync_issue),
-    _of_target(sync_issue, sync_issue.c.verdict, sync_issue.c.error_code, sync_issue.c.missing).order_by(
-        *TARGET_KEY, sync_issue.c.id
-    ),
-)
-EVENTS: Final = (
-    _Source(
-        _has(target_membership),
-        _of_target(
-            target_membership,
-            *(target_membership.c.run_id, target_membership.c.schedule),
-            *(target_membership.c.kind, target_membership.c.at, target_membership.c.coverage_gap_seconds),
-        ).order_by(target_membership.c.id),
-    ),
-    _Source(
-        _has(hold_event),
-        _of_target(
-            hold_event,
-            *(hold_event.c.run_id, hold_event.c.kind, hold_event.c.at),
-            *(hold_event.c.flow_ids, hold_event.c.doubted, hold_event.c.data_hash),
-        ).order_by(hold_event.c.id),
-    ),
-    _Source(
-        _has(workflow_detail),
-        select(*(workflow_detail.c[name] for name in seal.DetailEvent._fields))
-        .where(workflow_detail.c.run_id == _RUN_ID)
-        .order_by(workflow_detail.c.id),
-    ),
-    _Source(
-        _has(org_event),
-        select(*(org_event.c[name] for name in seal.OrganisationEvent._fields))
-        .where(org_event.c.run_id == _RUN_ID)
-        .order_by(org_event.c.event_id),
-    ),
-    _Source(
-        _has(pruned_issues),
-        select(pruned_issues.c.run_id, pruned_issues.c.pruned_run_id, pruned_issues.c.at)
-        .where(pruned_issues.c.run_id == _RUN_ID)
-        .order_by(pruned_issues.c.id),
-    ),
+_CHANGE_SETS: Final = _source(change_set, ["hash"], by_target=change_set.c.version)
+_ISSUES: Final = _source(sync_issue, ["verdict", "error_code", "missing"], by_target=sync_issue.c.id)
+_EVENTS: Final = (
+    _source(target_membership, ["run_id", "schedule", "kind", "at", "coverage_gap_seconds"]),
+    _source(hold_event, ["run_id", "kind", "at", "flow_ids", "doubted", "data_hash"]),
+    _source(workflow_detail, seal.DetailEvent._fields),
+    _source(org_event, seal.OrganisationEvent._fields),
+    _source(pruned_issues, ["run_id", "pruned_run_id", "at"]),
 )
 """Memberships, holds, details, the organisation's events and pruned issues, in the order of the rules."""
-_SOURCES: Final = (CHANGE_SETS, ISSUES, *EVENTS)
+_SOURCES: Final = (_CHANGE_SETS, _ISSUES, *_EVENTS)
 _TEXTS_OF_JSON: Final = ("flow_ids", "doubted")
 
 _LATEST: Final = (
@@ -189,9 +166,9 @@ def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.D
 
     return seal.Digests(
         targets=targets_digest,
-        change_sets=seal.digest_of(encode(own_hash) for *_, own_hash in rows(CHANGE_SETS)),
-        issues=seal.digest_of(map(seal.encoded_event, rows(ISSUES))),
-        events=seal.digest_of_lists(map(seal.encoded_event, rows(source)) for source in EVENTS),
+        change_sets=seal.digest_of(encode(own_hash) for *_, own_hash in rows(_CHANGE_SETS)),
+        issues=seal.digest_of(map(seal.encoded_event, rows(_ISSUES))),
+        events=seal.digest_of_lists(map(seal.encoded_event, rows(source)) for source in _EVENTS),
     )
 
 
@@ -227,11 +204,8 @@ class _Head(NamedTuple):
     sealed_at: dt.datetime
 
 
-_RUN_COLUMNS: Final = (
-    *(sync_run.c.started_at, sync_run.c.finished_at, sync_run.c.targets_digest),
-    *(sync_run.c.schedule, sync_run.c.origin, sync_run.c.scheduled_for, sync_run.c.missed),
-    *(sync_run.c[name] for name in seal.SUMS),
-)
+_KNOWN: Final = ("schedule", "origin", "scheduled_for", "missed", "started_at", "finished_at")
+_RUN_COLUMNS: Final = [sync_run.c[name] for name in ("targets_digest", *_KNOWN, *seal.SUMS)]
 _HEAD: Final = select(*(trail.c[name] for name in _Head._fields)).order_by(trail.c.id.desc()).limit(1).with_for_update()
 
 
@@ -250,18 +224,9 @@ def end(
     row = connection.execute(ended.values(values).returning(*_RUN_COLUMNS)).first()
     if row is None:
         return False
-    started_at, ended_at, targets_digest, schedule, origin, scheduled_for, missed, *counted = row
-    run = seal.SealedRun(
-        run_id=run_id,
-        schedule=schedule,
-        origin=origin,
-        scheduled_for=scheduled_for,
-        missed=missed,
-        status=status,
-        started_at=started_at,
-        finished_at=ended_at,
-        sums=counted,
-    )
+    targets_digest, *known = row[: len(_KNOWN) + 1]
+    facts = dict(zip(_KNOWN, known, strict=True))
+    run = seal.SealedRun(run_id=run_id, status=status, **facts, sums=row[len(_KNOWN) + 1 :])
     _seal(connection, run, _digests(connection, run_id, targets_digest), now, sign)
     return True
 
@@ -303,13 +268,12 @@ def last_key_id(connection: Connection) -> str | None:
 
 
 def _head(connection: Connection, now: dt.datetime) -> _Head:
-    """The head, locked until the transaction ends; the first seal of a database begins its trail."""
-    row = connection.execute(_HEAD).first()
-    if row is None:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text(_MAKE_TRAIL))
-        row = connection.execute(_HEAD).first()
-    return _Head(*row) if row is not None else begin_trail(connection, now)
+    """As ``stored_head``; the first seal of a database begins its trail."""
+    head = stored_head(connection)
+    if head is None and connection.dialect.name == "postgresql":
+        connection.execute(text(_MAKE_TRAIL))
+        head = stored_head(connection)
+    return head or begin_trail(connection, now)
 
 
 def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None = None) -> _Head:
@@ -331,8 +295,8 @@ def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None =
     return _Head(number, trail_id, last, head, created_at)
 
 
-def copied_head(connection: Connection) -> _Head | None:
-    """The head of a copied trail; None if nothing was ever sealed."""
+def stored_head(connection: Connection) -> _Head | None:
+    """The head, locked until the transaction ends; None if nothing was ever sealed."""
     row = connection.execute(_HEAD).first()
     return None if row is None else _Head(*row)
 

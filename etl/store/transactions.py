@@ -27,33 +27,40 @@ class Transactions:
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         """SQLite takes one writer at a time: waiting here is cheaper than retrying when it is busy."""
 
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        for pause in (*_PAUSES_SECONDS, None):
+    def _retried(self, attempt: Callable[[], T]) -> T:
+        for pause in _PAUSES_SECONDS:
             try:
-                with reading(self._engine) as connection:
-                    return work(connection)
+                return attempt()
             except DatabaseUnreachable:
-                if pause is None or self._stop.wait(pause):
+                if self._stop.wait(pause):
                     raise
-        raise AssertionError("the last pause raises")
+        return attempt()
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        def attempt() -> T:
+            with reading(self._engine) as connection:
+                return work(connection)
+
+        return self._retried(attempt)
 
     def _write(
         self, work: Callable[[Connection], T], was_committed: Callable[[T, Connection], bool] | None = None
     ) -> T:
         """Run ``work`` in one transaction, and again if the database went away. A lost COMMIT is looked up by
         ``was_committed``, which gets what ``work`` returned."""
-        for pause in (*_PAUSES_SECONDS, None):
+
+        def attempt() -> T:
             result: list[T] = []
             try:
                 with self._turn, writing(self._engine) as connection:
                     result.append(work(connection))
-                return result[0]
             except DatabaseUnreachable:
                 if result and was_committed is not None and self._read(partial(was_committed, result[0])):
                     return result[0]
-                if pause is None or self._stop.wait(pause):
-                    raise
-        raise AssertionError("the last pause raises")
+                raise
+            return result[0]
+
+        return self._retried(attempt)
 
 
 def reads(work: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Transactions, P], T]:

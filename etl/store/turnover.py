@@ -18,10 +18,10 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, literal, select
+from sqlalchemy import Connection, case, delete, func, insert, literal, select
 from sqlalchemy.dialects import postgresql
 
 from etl.domain.guard import Limits, Sum, removals_of_organisation
@@ -62,26 +62,17 @@ class TooManyRemovals(Exception):
         self.sums = sums
 
 
-class _Removed(NamedTuple):
-    """What was removed in an organisation within the window."""
-
-    in_all: int = 0
-    by_others: int = 0
-
-
 def removal_sums(
     connection: Connection, run_id: int | None, org_ids: Collection[str], limits: Limits
 ) -> dict[str, Sum]:
     """What is known of each organisation's removals before those of a run; read in the caller's transaction."""
     now = connection.execute(select(database_now(connection))).scalar_one()
     listed = select(target.c.org_id, func.sum(target.c.flow_count)).where(target.c.org_id.in_(org_ids))
-    lists = dict(_rows(connection, listed.where(target.c.retired_at.is_(None)).group_by(target.c.org_id)))
-    gone, came = org_turnover.c.removed, org_turnover.c.added
-    turned = {org: rest for org, *rest in _rows(connection, _within(limits.window, now, org_ids, run_id, gone - came))}
+    rows = connection.execute(listed.where(target.c.retired_at.is_(None)).group_by(target.c.org_id))
+    lists = {org: int(flows) for org, flows in rows}
     return {
-        org: removals_of_organisation(max(0, int(lists.get(org) or 0) + int(net)), int(by_others), limits)
-        for org in org_ids
-        for net, _, by_others in [turned.get(org, (0, 0, 0))]
+        org: removals_of_organisation(max(0, lists.get(org, 0) - added + by_run + by_others), by_others, limits)
+        for org, (added, by_run, by_others) in _within(connection, limits.window, now, org_ids, run_id).items()
     }
 
 
@@ -155,31 +146,28 @@ def _check(
     connection: Connection, run_id: int, removed: Mapping[str, int], removals: Removals, now: dt.datetime
 ) -> None:
     """Raise TooManyRemovals if needed. A separate statement after the lock sees everything committed until then."""
-    of_window = _within(removals.window, now, removed, run_id, org_turnover.c.removed)
-    found = {org: _Removed(int(in_all), int(by_others)) for org, _, in_all, by_others in _rows(connection, of_window)}
+    found = _within(connection, removals.window, now, removed, run_id)
     over = {}
     for org, removes in removed.items():
-        of_org, known = found.get(org, _Removed()), removals.sums[org]
-        of_run = max(known.of_run, of_org.in_all - of_org.by_others + removes)
-        if of_org.by_others + of_run >= known.limit:
-            over[org] = msgspec.structs.replace(known, before=of_org.by_others, seen=of_run, expected=0)
+        known, (_, by_run, by_others) = removals.sums[org], found[org]
+        of_run = max(known.of_run, by_run + removes)
+        if by_others + of_run >= known.limit:
+            over[org] = msgspec.structs.replace(known, before=by_others, seen=of_run, expected=0)
     if over:
         raise TooManyRemovals(over)
 
 
 def _within(
-    window: dt.timedelta, now: dt.datetime, org_ids: Collection[str], run_id: int | None, net: ColumnElement[int]
-) -> Any:
-    """For each organisation, summed over the window: ``net``, all removals, and the removals of other runs."""
-    own = case((org_turnover.c.run_id == run_id, 0), else_=org_turnover.c.removed)
-    sums = (func.sum(net), func.sum(org_turnover.c.removed), func.sum(own))
-    of_window = select(org_turnover.c.org_id, *sums).where(
+    connection: Connection, window: dt.timedelta, now: dt.datetime, org_ids: Collection[str], run_id: int | None
+) -> Mapping[str, tuple[int, int, int]]:
+    """For each organisation, summed over the window: additions, the removals of a run, and those of all others."""
+    removed, by_run = org_turnover.c.removed, org_turnover.c.run_id == run_id
+    sums = (org_turnover.c.added, case((by_run, removed), else_=0), case((by_run, 0), else_=removed))
+    of_window = select(org_turnover.c.org_id, *map(func.sum, sums)).where(
         org_turnover.c.org_id.in_(org_ids),
         org_turnover.c.counted_at > now - window,
         org_turnover.c.counted_at < now + window,
     )
-    return of_window.group_by(org_turnover.c.org_id)
-
-
-def _rows(connection: Connection, statement: Any) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in connection.execute(statement)]
+    rows = connection.execute(of_window.group_by(org_turnover.c.org_id))
+    found = {org: (int(added), int(by_run), int(by_others)) for org, added, by_run, by_others in rows}
+    return {org: found.get(org, (0, 0, 0)) for org in org_ids}

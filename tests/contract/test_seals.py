@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -89,27 +88,20 @@ def test_a_run_that_died_after_it_was_closed_is_sealed_by_the_next_to_find_it(ho
     assert findings(house.engine) == []
 
 
-def test_the_targets_of_a_schedule_are_read_once_while_nothing_changes(house: House) -> None:
-    lists: Lists = {"plants": [ANN, BEN]}
-    store = Store(house.engine)
-    run = NewRun(origin="command", host="h", pid=1, targets=2, lists=lists)
-    asked = lists["plants"]
-    store.finish_run(store.begin_run(run, now(), asked) or 0, "succeeded", {"unchanged": 2}, now())
+def test_the_members_of_a_schedule_are_read_once_while_nothing_changes(house: House) -> None:
+    """Also where schedules take turns, and each run is a process of its own."""
+    lists: list[Lists] = [{"plants": [ANN, BEN]}, {"wind": [CAT]}]
+    for each in [*lists, *lists]:
+        house.serve(each)
     sent: list[str] = []
     event.listen(house.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: sent.append(statement))
-    run_id = store.begin_run(run, now(), asked)
-    assert len([each for each in sent if not each.startswith("BEGIN")]) == 1
-    store.finish_run(run_id or 0, "succeeded", {"unchanged": 2}, now())
-    statements = [each for each in sent if not each.startswith(("BEGIN", "SET"))]
-    assert len(statements) == 1 + 6, "a quiet run: begin; close, look, end, head, seal, head moved"
-    assert findings(house.engine) == []
-
-
-def test_a_run_that_repeats_the_run_before_reads_no_members_in_a_new_process_either(house: House) -> None:
-    house.serve({"plants": [ANN, BEN]})
-    with recorded(house) as sent:
-        house.serve({"plants": [ANN, BEN]})
+    for each in lists:
+        store, (asked,) = Store(house.engine), each.values()
+        run = NewRun(origin="command", host="h", pid=1, targets=len(asked), lists=each)
+        store.finish_run(store.begin_run(run, now(), asked) or 0, "succeeded", {"unchanged": len(asked)}, now())
     assert not [each for each in sent if "JOIN target_membership" in each]
+    statements = [each for each in sent if not each.startswith(("BEGIN", "SET"))]
+    assert len(statements) == 2 * (3 + 6), "a quiet run: begin, like which?, gap; close, look, end, head, seal, moved"
     assert findings(house.engine) == []
 
 
@@ -213,19 +205,6 @@ def retires_while_a_run_begins(house: House, target: Target) -> None:
     with writing(house.engine) as connection:
         membership.retire(connection, retiring, [target], now())
     house.store.finish_run(retiring, "succeeded", {}, now())
-
-
-@contextmanager
-def recorded(house: House) -> Iterator[list[str]]:
-    """The statements that are sent meanwhile."""
-    sent: list[str] = []
-
-    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
-        sent.append(statement)
-
-    event.listen(house.engine, "before_cursor_execute", note)
-    yield sent
-    event.remove(house.engine, "before_cursor_execute", note)
 
 
 # -------------------------------------------------------------------------------------------------------- tampering

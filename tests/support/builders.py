@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable
 
 from hypothesis import settings
@@ -17,7 +18,7 @@ from etl.domain.holds import Approval
 from etl.domain.model import Fence, Flow, Origin, Outcome, Snapshot, Span, Target
 from etl.errors import Refused
 from etl.schema import TARGET_KEY, target
-from etl.store import NewRun, Removals, RunBegun, Store, membership
+from etl.store import NewRun, Removals, RunBegun, Store
 from tests.support import checker
 
 LIMITS = Limits()
@@ -126,7 +127,7 @@ def set_coverage_gap(engine: Engine, gap: dt.timedelta, *targets: Target) -> Non
     """As if a schedule with this gap listed the targets; none: all that the database knows."""
     mine = tuple_(*TARGET_KEY).in_(targets) if targets else true()
     with writing(engine) as connection:
-        connection.execute(update(target).where(mine).values(coverage_gap_seconds=membership.seconds(gap)))
+        connection.execute(update(target).where(mine).values(coverage_gap_seconds=math.ceil(gap.total_seconds())))
 
 
 def judged(
