@@ -21,7 +21,6 @@ from etl.system import streams
 _ALL: Final = "--limit 0 shows all, --json gives every column"
 _GAP: Final = "  "
 _INDENT: Final = "  "
-_NARROWEST_SENTENCE: Final = 24
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "bold cyan": "1;36"}
 
 
@@ -141,14 +140,15 @@ def table(
     if title:
         say(title, "bold")
     used = [at for at, values in enumerate(zip(*shown, strict=True)) if any(values)]
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     headings, *lines = laid_out([[row[at] for at in used] for row in (columns, *shown[:most])], width)
     for line in headings:
         _print(line, "dim", sys.stdout)
     for line in chain.from_iterable(lines):
         _print(line, "", sys.stdout)
     sys.stdout.flush()
-    more_than(most, len(shown), more)
+    if most is not None and len(shown) > most:
+        complain(f"There are more than {'this one' if most == 1 else f'these {most}'}: {more}.", "dim")
     return True
 
 
@@ -157,63 +157,29 @@ def rows(title: str, columns: Sequence[str], found: Iterable[Any], empty: str | 
     return table(title, columns, ([getattr(row, name) for name in columns] for row in found), empty, **how)
 
 
-def more_than(most: int | None, found: int, more: str = _ALL) -> None:
-    """Say that there are more rows than the ``most`` that were shown, if more were found."""
-    if most is not None and found > most:
-        complain(f"There are more than {'this one' if most == 1 else f'these {most}'}: {more}.", "dim")
+def laid_out(rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """Each row as the lines that it takes in ``width`` cells; nothing is cut or left out.
 
-
-def laid_out(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
-    """Each row as the lines that it takes in ``width`` cells (None: one); nothing is cut or left out.
-
-    Columns that do not fit beside the others continue below, indented. Sentences are broken between words; other
-    values only if they are wider than a line.
+    Columns that do not fit beside the others continue below, indented. A value that is wider than a line is broken,
+    between words where it has any.
     """
-    columns = [*zip(*rows, strict=True)]
-    natural = [max(map(cell_len, column)) for column in columns]
-    if width is None:
-        return [_lines(row, natural) for row in rows]
-    room = max(width - len(_INDENT), 1)
-    least = [min(_least(column, wide), room) for column, wide in zip(columns, natural, strict=True)]
-    laid: list[list[str]] = [[] for _ in rows]
-    first, indent = 0, ""
-    while first < len(columns):
-        after = _fitting(least, first, width - len(indent))
-        widths = _widened(least[first:after], natural[first:after], width - len(indent))
-        for lines, row in zip(laid, rows, strict=True):
-            lines += [indent + line for line in _lines(row[first:after], widths)]
-        first, indent = after, _INDENT
-    return laid
+    below = max(width - len(_INDENT), 1)
+    widths = [min(max(map(cell_len, column)), below) for column in zip(*rows, strict=True)]
+    groups: list[list[int]] = [[]]
+    left = width
+    for at, wide in enumerate(widths):
+        if groups[-1] and wide > left:
+            groups.append([])
+            left = below
+        groups[-1].append(at)
+        left -= wide + len(_GAP)
+    return [[line for group in groups for line in _lines(row, group, widths, groups[0] is group)] for row in rows]
 
 
-def _least(column: Sequence[str], natural: int) -> int:
-    words = max(cell_len(word) for text in column for word in text.split(" "))
-    return min(natural, max(words, _NARROWEST_SENTENCE))
-
-
-def _together(widths: Sequence[int]) -> int:
-    return sum(widths) + len(_GAP) * (len(widths) - 1)
-
-
-def _fitting(least: Sequence[int], first: int, width: int) -> int:
-    """The column after the last one that fits beside the ``first``."""
-    after = first + 1
-    while after < len(least) and _together(least[first : after + 1]) <= width:
-        after += 1
-    return after
-
-
-def _widened(least: Sequence[int], natural: Sequence[int], width: int) -> list[int]:
-    """These widths, with the room that is left given to the columns that were to be broken."""
-    widths = [*least]
-    for at, wide in enumerate(natural):
-        widths[at] += max(0, min(wide - widths[at], width - _together(widths)))
-    return widths
-
-
-def _lines(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    broken = zip_longest(*map(_broken, cells, widths), fillvalue="")
-    return [_GAP.join(map(set_cell_size, line, widths)).rstrip() for line in broken]
+def _lines(row: Sequence[str], group: Sequence[int], widths: Sequence[int], first: bool) -> Iterator[str]:
+    for line in zip_longest(*(_broken(row[at], widths[at]) for at in group), fillvalue=""):
+        cells = (set_cell_size(text, widths[at]) for text, at in zip(line, group, strict=True))
+        yield ("" if first else _INDENT) + _GAP.join(cells).rstrip()
 
 
 def _broken(text: str, width: int) -> list[str]:

@@ -268,7 +268,7 @@ def test_output_waits_for_a_reader_whose_pipe_was_made_non_blocking() -> None:
     assert output.lost is None
 
 
-@pytest.mark.parametrize("limits", ["-v 40000", "-v 60000", "-v 4000000; ulimit -s 8000000"])
+@pytest.mark.parametrize("limits", ["-v 50000", "-v 60000", "-v 4000000; ulimit -s 8000000"])
 def test_too_little_memory_is_reported_in_one_sentence(template: Path, tmp_path: Path, limits: str) -> None:
     """Libraries that cannot be loaded, and threads that cannot be started: with stacks as large as these, none."""
     shutil.copytree(template, tmp_path / "home")
