@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from etl.config.slots import time_zone
 from etl.errors import DatabaseError
-from etl.export.formats import csv_pages, jsonl_pages
+from etl.export import csv_pages, jsonl_pages
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
 from etl.report.listings import Filter, ListView

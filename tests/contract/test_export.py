@@ -376,7 +376,7 @@ def test_a_disk_that_is_full_is_named() -> None:
 @pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the rows, the same memory: a page, or a row group of Parquet."""
-    monkeypatch.setattr("etl.export.formats.ROW_GROUP", 2000)
+    monkeypatch.setattr("etl.export.ROW_GROUP", 2000)
     peaks = []
     for rows in (4_000, 16_000):
         tracemalloc.start()
