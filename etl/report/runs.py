@@ -202,18 +202,20 @@ class Seal(NamedTuple):
         return signed_bytes(self.trail_id, self.id, self.seal)
 
 
-_TRAIL: Final = (
+TRAIL_OF_SEAL: Final = func.coalesce(
     select(trail.c.trail_id)
     .where(trail.c.first_seal <= run_seal.c.id)
     .order_by(trail.c.id.desc())
     .limit(1)
     .correlate(run_seal)
+    .scalar_subquery(),
+    "",
 )
 """The trail of a seal: the last one that had begun."""
 _SEALS: Final[Select[Any]] = (
     select(
         *(run_seal.c.id, run_seal.c.run_id, sync_run.c.schedule, sync_run.c.origin, sync_run.c.status),
-        *(sync_run.c.finished_at, run_seal.c.sealed_at, _TRAIL.scalar_subquery(), run_seal.c.seal),
+        *(sync_run.c.finished_at, run_seal.c.sealed_at, TRAIL_OF_SEAL, run_seal.c.seal),
         *(run_seal.c.key_id, run_seal.c.signature, seal_timestamp.c.stamped_at),
     )
     .join(sync_run, sync_run.c.id == run_seal.c.run_id)

@@ -20,10 +20,10 @@ from etl.schema import UnreadableTime, target
 from etl.verify.answers import Answers, TargetAnswers, bodies, details
 from etl.verify.chain import Chain, Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
-from etl.verify.heads import heads
+from etl.verify.heads import heads, latest_seal_line, seal_lines
 from etl.verify.heads_file import HeadsFile, whole_lines
 from etl.verify.history import history
-from etl.verify.kept import against, latest_seal_line, seal_lines
+from etl.verify.kept import against
 from etl.verify.observations import RunTimes, observations, run_times
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, TOUCHED, Row, Rows, opened
@@ -207,11 +207,11 @@ def _follow(rows: Rows, row: Row, chain: Chain, answers: Answers | None) -> None
     own = None if answers is None else TargetAnswers(rows.connection, target_id, answers)
     for change_set in rows.change_sets.take(target_id):
         chain.link(change_set, rows.changes_of(target_id, change_set.version))
-        chain.add_spans(rows.spans.take_all((target_id, change_set.version)))
+        chain.add_spans(rows.spans.take((target_id, change_set.version)))
         if own is not None:
             own.require_version(chain, change_set)
-    stray = rows.spans.left_over(target_id)
-    if stray is not None:
+    stray = rows.spans.skipped((target_id + 1,))
+    if stray is not None and stray[0] == target_id:
         raise Broken("observation.version", Verbatim(f"one of the versions 1 to {chain.version}"), stray[1])
     missing, doubted = require_workflows(chain, rows.workflows.take(target_id))
     if own is not None:

@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,28 +19,14 @@ from typing import BinaryIO, Final, NamedTuple
 import msgspec
 from sqlalchemy import Engine
 
-from etl.domain.model import Target
+from etl.database import reading
 from etl.system.disk import MIB, PRIVATE, sync_folder
-from etl.verify.heads import heads_of, ids_of, versions
-from etl.verify.kept import KeptSeal, seal_lines
+from etl.verify.heads import Head, KeptSeal, decoded, heads_of, ids_of, seal_lines, versions
 
 _AT_ONCE: Final = 500
 _LOCK_SECONDS: Final = 2.0
 _LONGEST_LINE: Final = 64 * MIB
 """A longer line is not a head: a span takes some 200 bytes."""
-
-
-class _KeptVersion(msgspec.Struct, frozen=True):
-    """The part of a line that is read again."""
-
-    org_id: str
-    user_id: str
-    expression: str
-    version: int
-
-
-_decode: Final = msgspec.json.Decoder(_KeptVersion).decode
-_decode_seal: Final = msgspec.json.Decoder(KeptSeal).decode
 
 
 class Appended(NamedTuple):
@@ -104,10 +90,9 @@ class HeadsFile:
             return
         with open(self.path, "rb") as lines:
             lines.seek(self._read_to)
-            whole = _whole(lines)
+            whole = (line for line in lines if line.endswith(b"\n"))
             while chunk := list(islice(whole, _AT_ONCE)):
-                self._remember(kept for line in chunk for kept in _read(line))
-                self._known_seal = max([self._known_seal, *(seal.id for line in chunk for seal in _read_seal(line))])
+                self._remember([each for line in chunk for each in _kept(line)])
                 self._read_to += sum(map(len, chunk))
         if self._read_to < status.st_size:
             self._cut_off_rest(file)
@@ -120,10 +105,11 @@ class HeadsFile:
             _write(file, b"\n")
             self._read_to = os.fstat(file.fileno()).st_size
 
-    def _remember(self, kept: Iterable[_KeptVersion]) -> None:
-        latest = {Target(each.org_id, each.user_id, each.expression): each.version for each in kept}
-        for target, number in ids_of(self._engine, list(latest)).items():
-            self._known[number] = latest[target]
+    def _remember(self, kept: list[Head | KeptSeal]) -> None:
+        latest = {each.target: each.version for each in kept if isinstance(each, Head)}
+        with reading(self._engine) as connection:
+            self._known |= {number: latest[of] for of, number in ids_of(connection, list(latest)).items()}
+        self._known_seal = max([self._known_seal, *(each.id for each in kept if isinstance(each, KeptSeal))])
 
     def _append_heads(self, file: io.FileIO, numbers: list[int], now: dt.datetime) -> int:
         taken = heads_of(self._engine, numbers, now)
@@ -155,7 +141,7 @@ def whole_lines(file: BinaryIO, cut: Callable[[int], None]) -> Iterator[bytes]:
     """The lines of a file of heads, without a truncated last one; ``cut`` is called with its number."""
     lines = iter(partial(file.readline, _LONGEST_LINE), b"")
     for number, line in enumerate(lines, 1):
-        if line.endswith(b"\n") or any(True for _ in _read(line)) or any(True for _ in _read_seal(line)):
+        if line.endswith(b"\n") or any(_kept(line)):
             yield line
         else:
             cut(number)
@@ -173,20 +159,10 @@ def _lock(file: io.FileIO) -> None:
             time.sleep(_LOCK_SECONDS / 100)
 
 
-def _whole(file: BinaryIO) -> Iterator[bytes]:
-    return (line for line in file if line.endswith(b"\n"))
-
-
-def _read(line: bytes) -> Iterator[_KeptVersion]:
-    """What a line names; nothing if it is not a head, which ``against`` reports."""
+def _kept(line: bytes) -> Iterator[Head | KeptSeal]:
+    """What a line keeps; nothing if it keeps neither a head nor a seal, which ``against`` reports."""
     with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
-        yield _decode(line)
-
-
-def _read_seal(line: bytes) -> Iterator[KeptSeal]:
-    """The seal in a line, if any."""
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
-        yield _decode_seal(line)
+        yield decoded(line)
 
 
 def _write(file: io.FileIO, data: bytes) -> None:

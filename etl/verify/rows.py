@@ -266,45 +266,38 @@ def _all(connection: Connection, statement: Executable, **values: Any) -> Sequen
 
 
 class Stream(Generic[T]):
-    """Rows in the order of a key, which is in their first columns. Skipped rows are not converted."""
+    """Rows in the order of a key. Skipped rows are not converted."""
 
-    _key: Any
-    _rows: Iterator[Row]
-
-    def __init__(self, rows: Iterable[Row], key: Callable[[Row], Any], make: Callable[[Row], T]) -> None:
+    def __init__(self, rows: Iterable[Any], key: Callable[[Any], Any], make: Callable[[Any], T]) -> None:
         self._groups = groupby(rows, key)
         self._make = make
-        self._passed: Any = None
+        self._skipped: Any = None
         self._advance()
 
     def take(self, key: Any) -> Iterator[T]:
-        """The rows of ``key``, which must be above the key taken before."""
-        if self._reach(key):
-            yield from map(self._make, self._rows)
-            self._advance()
+        """The rows of ``key``, which must be above the key taken before; read them before those of another key."""
+        self._skip_to(key)
+        if self._key != key:
+            return iter(())
+        self._is_taken = True
+        return map(self._make, self._rows)
 
-    def take_all(self, key: Any) -> list[T]:
-        """As ``take``, at once: for keys with few rows."""
-        if not self._reach(key):
-            return []
-        rows = [self._make(row) for row in self._rows]
-        self._advance()
-        return rows
+    def skipped(self, key: Any) -> Any:
+        """Skip the rows below ``key``; return the last key whose rows nobody took since the last call, if any."""
+        self._skip_to(key)
+        skipped, self._skipped = self._skipped, None
+        return skipped
 
-    def left_over(self, target_id: int) -> Any:
-        """Skip the remaining rows of a target; return the last of their keys, if any."""
-        while self._key is not None and self._key[0] <= target_id:
-            self._passed = self._key
-            self._advance()
-        return self._passed if self._passed is not None and self._passed[0] == target_id else None
-
-    def _reach(self, key: Any) -> bool:
+    def _skip_to(self, key: Any) -> None:
         while self._key is not None and self._key < key:
-            self._passed = self._key
+            if not self._is_taken:
+                self._skipped = self._key
             self._advance()
-        return bool(self._key == key)
 
     def _advance(self) -> None:
+        self._is_taken = False
+        self._key: Any
+        self._rows: Iterator[Any]
         self._key, self._rows = next(self._groups, (None, iter(())))
 
 
@@ -327,7 +320,7 @@ class Rows:
 
     def changes_of(self, target_id: int, version: int) -> list[Change]:
         """The changes of a change set, in no order."""
-        return msgspec.convert(self.changes.take_all((target_id, version)), list[Change])
+        return msgspec.convert(list(self.changes.take((target_id, version))), list[Change])
 
     def last_hold(self, target_id: int) -> int | None:
         """How many workflows were missing at the latest hold of a target; None if no issue says."""

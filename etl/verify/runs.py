@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -48,7 +47,7 @@ from etl.schema import (
     workflow_detail,
 )
 from etl.verify.finding import Broken, Finding, Verbatim, require
-from etl.verify.rows import BEFORE_ALL, pages
+from etl.verify.rows import BEFORE_ALL, Stream, pages
 
 _RUNS_AT_ONCE: Final = 500
 _HIGHEST: Final = 2**63 - 1
@@ -64,60 +63,38 @@ def _as_stored(column: Column[Any]) -> ColumnElement[Any]:
     return type_coerce(column, Integer).label(column.name) if isinstance(column.type, Boolean) else column
 
 
-def _by_run(table: Table, *columns: Any, order: Sequence[Column[Any]], of_target: bool = True) -> Select[Any]:
-    """Rows that name the runs from ``low`` to ``high``, in the order of the runs, which are in the first column."""
-    query = select(table.c.run_id.label("of_run"), *columns).where(
-        table.c.run_id.between(bindparam("low"), bindparam("high"))
-    )
-    joined = query.join_from(table, target, target.c.id == table.c.target_id) if of_target else query
-    return joined.order_by(table.c.run_id, *order)
+def _by_run(table: Table, names: Iterable[str], *order: Column[Any]) -> Select[Any]:
+    """The rows that name the runs from ``low`` to ``high``, by these, which are in the first column, and by ``order``.
+
+    Columns that the table does not have are those of its target.
+    """
+    columns = (_as_stored(table.c[name] if name in table.c else target.c[name]) for name in names)
+    query = select(table.c.run_id.label("of_run"), *columns)
+    if "target_id" in table.c:
+        query = query.join_from(table, target, target.c.id == table.c.target_id)
+    within = table.c.run_id.between(bindparam("low"), bindparam("high"))
+    return query.where(within).order_by(table.c.run_id, *order)
 
 
-def _columns(table: Table, names: Iterable[str]) -> list[ColumnElement[Any]]:
-    return [_as_stored(table.c[name]) for name in names]
-
-
-_VERSIONS: Final = _by_run(
-    change_set,
-    *(change_set.c.target_id, *TARGET_KEY),
-    *_columns(change_set, ("version", "observed_at", "hash", *CHANGE_KINDS)),
-    order=(*TARGET_KEY, change_set.c.version),
+_NAME_A_RUN: Final = (
+    _by_run(
+        change_set,
+        ("target_id", *Target._fields, "version", "observed_at", "hash", *CHANGE_KINDS),
+        *(*TARGET_KEY, change_set.c.version),
+    ),
+    _by_run(sync_issue, ("target_id", *seal.IssueRow._fields), *TARGET_KEY, sync_issue.c.id),
+    _by_run(target_membership, seal.MembershipEvent._fields, target_membership.c.id),
+    _by_run(hold_event, seal.HoldEvent._fields, hold_event.c.id),
+    _by_run(workflow_detail, seal.DetailEvent._fields, workflow_detail.c.id),
+    _by_run(org_event, seal.OrganisationEvent._fields, org_event.c.event_id),
+    _by_run(pruned_issues, seal.PrunedIssues._fields, pruned_issues.c.id),
 )
-_ISSUES: Final = _by_run(
-    sync_issue,
-    *(sync_issue.c.target_id, *TARGET_KEY),
-    *_columns(sync_issue, ("verdict", "error_code", "missing")),
-    order=(*TARGET_KEY, sync_issue.c.id),
-)
-_MEMBERSHIPS: Final = _by_run(
-    target_membership,
-    *(*TARGET_KEY, *_columns(target_membership, ("run_id", "schedule", "kind", "at", "coverage_gap_seconds"))),
-    order=[target_membership.c.id],
-)
-_HOLDS: Final = _by_run(
-    hold_event,
-    *(*TARGET_KEY, *_columns(hold_event, ("run_id", "kind", "at", "flow_ids", "doubted", "data_hash"))),
-    order=[hold_event.c.id],
-)
-_PRUNED: Final = _by_run(
-    pruned_issues,
-    *_columns(pruned_issues, ("run_id", "pruned_run_id", "at")),
-    order=[pruned_issues.c.id],
-    of_target=False,
-)
-_OF_ORGANISATION: Final = _by_run(
-    org_event, *_columns(org_event, seal.OrganisationEvent._fields), order=[org_event.c.event_id], of_target=False
-)
-_DETAILS: Final = _by_run(
-    workflow_detail, *_columns(workflow_detail, seal.DetailEvent._fields), order=[workflow_detail.c.id], of_target=False
-)
+"""Versions, issues, and the events in the order of the rules."""
 _WERE_PRUNED: Final = (
     select(pruned_issues.c.pruned_run_id)
     .distinct()
     .where(pruned_issues.c.pruned_run_id.between(bindparam("low"), bindparam("high")))
 )
-_EVENTS: Final = (_MEMBERSHIPS, _HOLDS, _DETAILS, _OF_ORGANISATION, _PRUNED)
-"""In the order of the rules."""
 _SCOPES: Final = (("targets", "membership_id"), ("schedules", "org_id", "user_id", "membership_id"))
 """The keys of a scope, in order."""
 _FLAGS: Final = {
@@ -171,32 +148,29 @@ class Runs:
     ) -> Iterator[Finding]:
         span = {"low": low, "high": high}
 
-        def by_run(query: Any) -> _ByRun:
+        def by_run(query: Select[Any]) -> Stream[Row[Any]]:
             found = connection.execute(query, span, execution_options=STREAMED)
             opened.callback(found.close)
-            return _ByRun(found)
+            return Stream(found, itemgetter(0), lambda row: row)
 
         pruned = set(connection.execute(_WERE_PRUNED, span).scalars())
-        versions, issues = by_run(_VERSIONS), by_run(_ISSUES)
-        events = [by_run(query) for query in _EVENTS]
+        streams = [by_run(query) for query in _NAME_A_RUN]
         for run in runs:
-            orphaned = [each for each in (versions, issues, *events) if each.passed_over(run.id)]
-            yield from (each.finding() for each in orphaned)
-            found = _Found(run, versions.take(run.id), issues.take(run.id), [each.take(run.id) for each in events])
+            yield from _of_missing_runs(streams, run.id)
+            versions, issues, *events = (each.take(run.id) for each in streams)
             if run.seal_id is None or run.seal_id > self._since:
-                yield from self._compare_run(connection, found, was_pruned=run.id in pruned)
-        for each in (versions, issues, *events):
-            if each.passed_over(_HIGHEST + 1):
-                yield each.finding()
+                found = _Found(run, run.id in pruned, versions, issues, events)
+                yield from self._compare_run(connection, found)
+        yield from _of_missing_runs(streams, _HIGHEST + 1)
 
-    def _compare_run(self, connection: Connection, found: _Found, *, was_pruned: bool) -> Iterator[Finding]:
+    def _compare_run(self, connection: Connection, found: _Found) -> Iterator[Finding]:
         run = found.run
         try:
             if run.status == "running":
                 self._require_unsealed(found)
             else:
                 _require_scope(run.scope)
-                self._require_sealed(found, self._scopes.targets_of(connection, run.scope), was_pruned=was_pruned)
+                _require_sealed(found, self._scopes.targets_of(connection, run.scope))
         except Broken as broken:
             yield broken.of_run(run.id, run.seal_id)
         except (ValueError, LookupError, TypeError, OverflowError) as error:
@@ -210,67 +184,43 @@ class Runs:
                 place = "run_seal" if name == "seal_id" else f"sync_run.{name}"
                 raise Broken(place, Verbatim("null, since the run has not ended"), getattr(found.run, name))
 
-    def _require_sealed(self, found: _Found, asked: ScopeTargets, *, was_pruned: bool) -> None:
-        run = found.run
-        if run.seal_id is None:
-            raise Broken("run_seal", Verbatim("a seal, since the run has ended"), Verbatim("missing"))
-        if run.closed_at is None:
-            raise Broken("sync_run.closed_at", Verbatim("a time, since the run has ended"), None)
-        require("sync_run.targets_digest", asked.digest, run.targets_digest)
-        require("run_seal.targets_digest", asked.digest, run.sealed_targets)
-        sums = _Sums(run, asked)
-        issues = seal.digest_of(map(sums.issue, found.issues))
-        versions = seal.digest_of(map(sums.version, found.versions))
-        sums.require(was_pruned=was_pruned)
-        require("run_seal.change_sets_digest", versions, run.sealed_change_sets)
-        if not was_pruned:
-            require("run_seal.issues_digest", issues, run.sealed_issues)
-        events = seal.digest_of_lists(map(_event, rows) for rows in found.events)
-        require("run_seal.events_digest", events, run.sealed_events)
-
 
 class _Found(NamedTuple):
     """A run, and the rows that name it."""
 
     run: Row[Any]
+    was_pruned: bool
+    """Whether its issues were deleted when their time had come."""
     versions: Iterable[Row[Any]]
     issues: Iterable[Row[Any]]
     events: Sequence[Iterable[Row[Any]]]
 
 
-class _ByRun:
-    """Rows in the order of the runs that they name, which is their first column."""
+def _of_missing_runs(streams: Sequence[Stream[Row[Any]]], before: int) -> Iterator[Finding]:
+    """A finding for each stream with rows of runs that are not there, about the last such run before this one."""
+    for run_id in [each.skipped(before) for each in streams]:
+        if run_id is not None:
+            nothing = f"without rows of run {run_id}, which does not exist"
+            yield Finding(run_id=run_id, what="run_id", expected=nothing, found="with some")
 
-    def __init__(self, rows: Iterable[Row[Any]]) -> None:
-        self._groups = groupby(rows, itemgetter(0))
-        self._passed: int | None = None
-        self._advance()
 
-    def take(self, run_id: int) -> Iterator[Row[Any]]:
-        """The rows of a run; read them before taking those of the next one."""
-        if self._run_id != run_id:
-            return iter(())
-        self._is_taken = True
-        return self._rows
-
-    def passed_over(self, run_id: int) -> bool:
-        """Whether there are rows of a missing run before this one; ``finding`` is about the last of these."""
-        self._passed = None
-        while self._run_id is not None and self._run_id < run_id:
-            if not self._is_taken:
-                self._passed = self._run_id
-            self._advance()
-        return self._passed is not None
-
-    def finding(self) -> Finding:
-        nothing = f"without rows of run {self._passed}, which does not exist"
-        return Finding(run_id=self._passed, what="run_id", expected=nothing, found="with some")
-
-    def _advance(self) -> None:
-        self._is_taken = False
-        self._run_id: int | None
-        self._rows: Iterator[Row[Any]]
-        self._run_id, self._rows = next(self._groups, (None, iter(())))
+def _require_sealed(found: _Found, asked: ScopeTargets) -> None:
+    run = found.run
+    if run.seal_id is None:
+        raise Broken("run_seal", Verbatim("a seal, since the run has ended"), Verbatim("missing"))
+    if run.closed_at is None:
+        raise Broken("sync_run.closed_at", Verbatim("a time, since the run has ended"), None)
+    require("sync_run.targets_digest", asked.digest, run.targets_digest)
+    require("run_seal.targets_digest", asked.digest, run.sealed_targets)
+    sums = _Sums(run, asked)
+    issues = seal.digest_of(map(sums.issue, found.issues))
+    versions = seal.digest_of(map(sums.version, found.versions))
+    sums.require(was_pruned=found.was_pruned)
+    require("run_seal.change_sets_digest", versions, run.sealed_change_sets)
+    if not found.was_pruned:
+        require("run_seal.issues_digest", issues, run.sealed_issues)
+    events = seal.digest_of_lists(map(_event, rows) for rows in found.events)
+    require("run_seal.events_digest", events, run.sealed_events)
 
 
 class _Sums:

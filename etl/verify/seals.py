@@ -19,9 +19,10 @@ from etl.database import reading
 from etl.domain import seal
 from etl.domain.seal import signed_bytes
 from etl.errors import SigningError
+from etl.report.runs import TRAIL_OF_SEAL
 from etl.schema import run_seal, seal_timestamp, sync_run, trail
 from etl.verify.finding import Broken, Finding, Verbatim, require, shown
-from etl.verify.rows import BEFORE_ALL, pages
+from etl.verify.rows import BEFORE_ALL, as_read, pages
 from etl.verify.runs import Runs, Sealing
 
 _SEALS_AT_ONCE: Final = 2_000
@@ -33,7 +34,7 @@ _BEFORE: Final = select(run_seal.c.seal, run_seal.c.sealed_at).where(run_seal.c.
 _SIGNED: Final = exists().where(run_seal.c.id <= bindparam("id"), run_seal.c.signature.is_not(None))
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 _STAMPS_AT_ONCE: Final = 500
-_STAMPS: Final = select(seal_timestamp, run_seal.c.run_id, run_seal.c.seal).outerjoin(
+_STAMPS: Final = select(seal_timestamp, run_seal.c.run_id, run_seal.c.seal, TRAIL_OF_SEAL.label("trail_id")).outerjoin(
     run_seal, run_seal.c.id == seal_timestamp.c.seal_id
 )
 
@@ -259,28 +260,21 @@ def timestamps(
     """
     sealing = sealing if sealing is not None else Sealing()
 
-    def read(connection: Connection, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], str]]:
-        begun = connection.execute(_TRAILS).all()
-        return [
-            (row, next((each.trail_id for each in reversed(begun) if each.first_seal <= row.seal_id), ""))
-            for row in rows
-        ]
-
     after, key = since or BEFORE_ALL, seal_timestamp.c.seal_id
-    for row, trail_id in pages(engine, _STAMPS, key, read, at_once=_STAMPS_AT_ONCE, after=after, tolerant=True):
+    for row in pages(engine, _STAMPS, key, as_read, at_once=_STAMPS_AT_ONCE, after=after, tolerant=True):
         try:
-            _require_stamp(row, trail_id, authorities)
+            _require_stamp(row, authorities)
         except Broken as broken:
             yield broken.of_run(row.run_id, row.seal_id)
         sealing.stamped += 1
         sealing.last_stamp = (row.seal_id, row.stamped_at)
 
 
-def _require_stamp(row: Row[Any], trail_id: str, authorities: Authorities | None) -> None:
+def _require_stamp(row: Row[Any], authorities: Authorities | None) -> None:
     place = f"seal_timestamp {row.seal_id}"
     if row.seal is None:
         raise Broken(f"{place}.seal_id", Verbatim("a seal"), Verbatim(f"{row.seal_id}, which is not there"))
-    message, token = signed_bytes(trail_id, row.seal_id, row.seal), bytes(row.token)
+    message, token = signed_bytes(row.trail_id, row.seal_id, row.seal), bytes(row.token)
     if hashlib.sha256(message).digest() not in token:
         raise Broken(f"{place}.token", Verbatim(f"a time stamp of '{row.seal}'"), Verbatim("of something else"))
     if authorities is None:
