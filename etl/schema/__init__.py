@@ -303,7 +303,7 @@ org_flow: Final = table(
     optional(UtcTime, "name_last_asked_at", "name_last_at"),
     optional(Text, "cycle"),
     optional(UtcTime, "cycle_first_asked_at", "cycle_first_at", "cycle_last_asked_at", "cycle_last_at", "gone_at"),
-    required(Boolean, "is_open"),
+    optional(UtcTime, "due_at"),
     required(Integer, "awaited", "users", "editors"),
     optional(UtcTime, "valid_from", "last_unchanged_at"),
     optional(Text, "from_kind"),

@@ -163,7 +163,7 @@ class Store(RunRecords):
 
         ``began`` is when the run began.
         """
-        due = self._read(lambda connection: story_rows.due_organisations(connection, run_id))
+        due = self._read(lambda connection: story_rows.due_organisations(connection, run_id, now()))
         for group in grouped(due, itemgetter(1), projection.MEMBERS_AT_ONCE):
             orgs = [org_id for org_id, _ in group]
             step = projection.Step(run_id, began, now())

@@ -1,7 +1,7 @@
 """The organisation's story, judged at a run's end: read, judged, and written if no other step came between.
 
 1. One transaction reads the users of some organisations, the versions that no step has judged, and what is stored.
-2. Each workflow that these versions change, or that waits, is judged (``etl.domain.organisation.rules``).
+2. Each workflow that these versions change, or that is due, is judged (``etl.domain.organisation.rules``).
 3. One transaction locks the targets whose versions were judged, by id, then the organisations, by id. If another step
    of one of them has been written since (1), it gives up, and everything begins again. Otherwise it writes the
    result. Versions that were committed since (1) are left to the next step.
@@ -123,7 +123,7 @@ def read_steps(
         )
         for org_id, of in members.items()
     }
-    touched = sorted({*_touched(connection, steps, changes), *differing})
+    touched = sorted({*_touched(connection, steps, changes, step.decided_at), *differing})
     story_rows.read_baselines(connection, [flow for flow in touched if steps[flow.org_id].is_new], changes)
     weights = {org_id: len(of.by_id) for org_id, of in members.items()}
     changed_by = _changed_by(changes)
@@ -145,13 +145,15 @@ def _context(members: Members, step: Step) -> StepContext:
     return StepContext(users, step.decided_at, ended_stays)
 
 
-def _touched(connection: Connection, steps: Mapping[str, StoryStep], changes: ChangeRows) -> Iterator[FlowKey]:
-    """The workflows that a step must judge: changed, waiting, or listed by users who come or go."""
+def _touched(
+    connection: Connection, steps: Mapping[str, StoryStep], changes: ChangeRows, at: dt.datetime
+) -> Iterator[FlowKey]:
+    """The workflows that a step must judge: changed, due, or listed by users who come or go."""
     org_of = {target_id: org_id for org_id, step in steps.items() for target_id in step.members.by_id}
     for (target_id, _), flows in changes.items():
         for flow_id in flows:
             yield FlowKey(org_of[target_id], flow_id)
-    yield from story_rows.read_open(connection, list(steps))
+    yield from story_rows.read_due(connection, list(steps), at)
     moving = [m.target_id for s in steps.values() for m in s.members.by_id.values() if m.leaves or m.returns]
     for target_id, flow_id in story_rows.read_flow_ids(connection, moving):
         yield FlowKey(org_of[target_id], flow_id)
@@ -195,7 +197,7 @@ def _judged(step: StoryStep, flow: FlowKey, judgement: Judgement, reader: _Workf
         None if judgement.waiting else retired_at,
         reader.ended_until.get(flow),
     )
-    row = OrgFlow(judgement.known, judgement.is_open, judgement.awaited, len(staying), sum(map(bool, staying)), states)
+    row = OrgFlow(judgement.known, judgement.due_at, judgement.awaited, len(staying), sum(map(bool, staying)), states)
     if row == before and not judgement.events and judgement.waiting == waited:
         return None
     return JudgedWorkflow(flow, row, list(judgement.events), judgement.waiting, bool(waited), ended)

@@ -45,7 +45,7 @@ class OrgFlow(msgspec.Struct, frozen=True):
     """A row of ``org_flow``: what is stored of a workflow, and its present state, if it has one."""
 
     known: KnownWorkflow
-    is_open: bool
+    due_at: dt.datetime | None
     awaited: int
     users: int
     editors: int
@@ -60,8 +60,9 @@ class Members(msgspec.Struct, frozen=True):
 
 
 _ORGS: Final = BulkValues(org_id="text")
+_ORGS_AT: Final = BulkValues(org_id="text", at="timestamptz")
 FLOWS: Final = BulkValues(org_id="text", flow_id="text")
-_RUNS: Final = BulkValues(run_id="bigint")
+_RUNS: Final = BulkValues(run_id="bigint", at="timestamptz")
 _TARGETS: Final = BulkValues(target_id="bigint")
 _LOST: Final = BulkValues(target_id="bigint", flow_id="text", version="int")
 _HELD: Final = BulkValues(target_id="bigint", version="int", previous_at="timestamptz")
@@ -113,16 +114,19 @@ _BY_DEAD_RUNS: Final = """
     JOIN change_set s ON s.run_id = r.id
     JOIN target t ON t.id = s.target_id AND t.expression = '' AND t.projected_version < s.version"""
 """What a run left unjudged when it died. A hundred later runs have certainly made up for it."""
+_BY_TIME: Final = "SELECT f.org_id FROM {given} JOIN org_flow f ON f.due_at <= given.at"
 _WHERE: Final = "SELECT org_id FROM target WHERE {} AND version > 0"
 _DUE: Final = f"""(
-    {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION SELECT org_id FROM org_flow WHERE is_open
-    UNION {_WHERE.format(COMING.text)} UNION {_WHERE.format(LEAVING.text)}) due"""  # noqa: S608 - our own words
+    {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION {_BY_TIME}
+    UNION {_WHERE.format(COMING.text)} UNION {_WHERE.format(LEAVING.text)}) due"""
 """Each part uses an index that is empty if nothing happened."""
 
 
-def due_organisations(connection: Connection, run_id: int) -> list[tuple[str, int]]:
-    """The organisations that the end of a run must judge, with their numbers of users."""
-    due = sorted(org_id for (org_id,) in _select(connection, "due.org_id", _DUE, _RUNS, [(run_id,)]))
+def due_organisations(connection: Connection, run_id: int, at: dt.datetime) -> list[tuple[str, int]]:
+    """The organisations that the end of a run at ``at`` must judge, with their numbers of users."""
+    due = sorted(
+        org_id for (org_id,) in _select(connection, "due.org_id", _DUE, _RUNS, [(run_id, stamp(connection, at))])
+    )
     counted = _select(connection, "t.org_id, count(*) AS users", f"{_USERS} GROUP BY 1", _ORGS, _rows(due))
     users = dict(map(tuple, counted))
     return [(org_id, users[org_id]) for org_id in due]
@@ -272,7 +276,7 @@ def _shown_while_held(connection: Connection, found: dict[int, list[Any]]) -> di
 
 # ------------------------------------------------------------------------------------- lists and what is kept
 
-_OPEN: Final = "{given} JOIN org_flow f ON f.org_id = given.org_id WHERE f.is_open"
+_DUE_FLOWS: Final = "{given} JOIN org_flow f ON f.org_id = given.org_id WHERE f.due_at <= given.at"
 _LISTED_BY: Final = "{given} JOIN workflow w ON w.target_id = given.target_id"
 _SHOWING: Final = f"""{_USERS}
     JOIN workflow w ON w.target_id = t.id AND w.flow_id = given.flow_id"""
@@ -286,9 +290,10 @@ _LOSS: Final = (
 )
 
 
-def read_open(connection: Connection, orgs: Sequence[str]) -> set[FlowKey]:
-    """The workflows that the next step must judge even if no answer changes them."""
-    return {FlowKey(*row) for row in _select(connection, "f.org_id, f.flow_id", _OPEN, _ORGS, _rows(orgs))}
+def read_due(connection: Connection, orgs: Sequence[str], at: dt.datetime) -> set[FlowKey]:
+    """The workflows that a step at ``at`` must judge even if no answer changes them."""
+    given = [(org_id, stamp(connection, at)) for org_id in orgs]
+    return {FlowKey(*row) for row in _select(connection, "f.org_id, f.flow_id", _DUE_FLOWS, _ORGS_AT, given)}
 
 
 def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -345,7 +350,7 @@ def _org_flow(row: Any) -> OrgFlow:
     state = row.from_kind and WorkflowState(
         row.valid_from, row.last_unchanged_at, listed, row.from_kind, row.proven_for_all
     )
-    return OrgFlow(known, row.is_open, row.awaited, row.users, row.editors, state)
+    return OrgFlow(known, row.due_at, row.awaited, row.users, row.editors, state)
 
 
 def _answer(asked_at: dt.datetime | None, arrived_at: dt.datetime | None) -> Answer | None:

@@ -32,6 +32,7 @@ class FirstListsDiffer(Exception):
         self.flows = flows
 
 
+_EVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _AFFECTED: Final = BulkValues(
     id="bigint", version="int", projected="int", counts_since="timestamptz", away_since="timestamptz"
 )
@@ -66,9 +67,9 @@ def _first_lists(dialect: str) -> str:
     return f"""
         WITH first_list AS MATERIALIZED ({_FIRST.sql(dialect)})
         INSERT INTO org_flow (org_id, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
-                              is_open, awaited, users, editors, valid_from, from_kind, proven_for_all)
+                              due_at, awaited, users, editors, valid_from, from_kind, proven_for_all)
         SELECT f.org_id, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
-               coalesce(differ, false), 0, users, editors, f.arrived_at, 'baseline', true
+               CASE WHEN differ THEN f.arrived_at END, 0, users, editors, f.arrived_at, 'baseline', true
         FROM (
             SELECT f.org, c.flow_id, min(f.place) AS place, min(c.new_name) AS flow_name,
                    min(c.new_cycle) AS cycle, count(*) AS users,
@@ -158,7 +159,7 @@ def _write_first_lists(connection: Connection, steps: Sequence[StoryStep]) -> No
     connection.execute(_FIRST_LISTS[connection.dialect.name], _FIRST.bound(connection, rows))
     judged = {judged.flow for each in steps for judged in each.judged}
     new = [each.org_id for each in steps if each.is_new]
-    if differing := story_rows.read_open(connection, new) - judged:
+    if differing := story_rows.read_due(connection, new, _EVER) - judged:
         raise FirstListsDiffer(differing)
 
 
@@ -195,7 +196,7 @@ def _flow_row(connection: Connection, judged: JudgedWorkflow) -> tuple[Any, ...]
         *_answer(connection, None if cycle.first == name.first else cycle.first),
         *_answer(connection, None if cycle.last == cycle.first else cycle.last),
         _optional(connection, known.gone_at),
-        row.is_open,
+        _optional(connection, row.due_at),
         row.awaited,
         row.users,
         row.editors,

@@ -595,7 +595,7 @@ def org_flow() -> None:
         time("cycle_last_asked_at", null=True),
         time("cycle_last_at", null=True),
         time("gone_at", null=True),
-        boolean("is_open"),
+        time("due_at", null=True),
         number("awaited", big=False),
         number("users", big=False),
         number("editors", big=False),
@@ -608,7 +608,7 @@ def org_flow() -> None:
         comment="The current state of a workflow that any user of an organisation has ever seen.",
         sqlite_with_rowid=False,
     )
-    index("org_flow", "org_id", "flow_id", name="ix_org_flow_open", where="is_open")
+    index("org_flow", "due_at", "org_id", where="due_at IS NOT NULL")
 
 
 def org_loss() -> None:

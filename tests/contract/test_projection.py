@@ -21,7 +21,7 @@ from etl.store import NewRun, Store, projection, story_rows, story_writes
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Simulation
 from tests.organisation.settings import DIFFICULT, ORDINARY
-from tests.organisation.world import START, Setting
+from tests.organisation.world import HOUR, START, Setting
 from tests.support import checker, story_checker
 from tests.support.builders import UNCHECKED, after, flow, judged, numbered, snapshot
 from tests.support.trails import ANN, BEN, House, findings
@@ -357,6 +357,17 @@ def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> 
     assert events_in(engine) == [("renamed", "1")]
 
 
+def test_what_users_are_told_differently_for_good_is_said_once_and_read_when_it_is_due(engine: Engine) -> None:
+    story = Small(engine, coverage_gap=3 * HOUR)
+    for _ in range(4):
+        story.hear(ann={"1": "one name"}, bob={"1": "another"})
+        story.end()
+    assert events_in(engine) == [("renamed", "1")]
+    with reading(engine) as connection:
+        assert story_rows.due_organisations(connection, 10**6, moment(story.at + HOUR)) == []
+        assert story_rows.due_organisations(connection, 10**6, moment(story.at + 4 * HOUR)) == [("o1", 2)]
+
+
 def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
     story = Small(engine)
     story.hear(ann="1", bob="1")
@@ -365,7 +376,7 @@ def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
     story.end()
     with reading(engine) as connection:
         assert connection.scalar(select(func.count()).select_from(org_step)) == 1
-        assert story_rows.due_organisations(connection, 10**6) == []
+        assert story_rows.due_organisations(connection, 10**6, after(days=99)) == []
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ CONTRACT = {
     "old_editable new_editable last_unchanged_at observed_at users_before users_after proven_for_all unheard "
     "decided_at",
     "org_flow": "org_id flow_id since flow_name name_first_asked_at name_first_at name_last_asked_at "
-    "name_last_at cycle cycle_first_asked_at cycle_first_at cycle_last_asked_at cycle_last_at gone_at is_open awaited "
+    "name_last_at cycle cycle_first_asked_at cycle_first_at cycle_last_asked_at cycle_last_at gone_at due_at awaited "
     "users editors valid_from last_unchanged_at from_kind proven_for_all",
     "org_loss": "org_id flow_id user_id flow_name cycle editable shown_asked_at without_asked_at without_at",
     "org_state": "id org_id flow_id valid_from last_unchanged_at valid_to flow_name cycle from_kind proven_for_all",

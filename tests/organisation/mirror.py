@@ -78,18 +78,19 @@ class Mirror(KnownState):
 class Small:
     """One organisation with two users."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, coverage_gap: int = 1_000 * HOUR) -> None:
         self.engine = engine
-        self.state = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
+        self.state = Mirror(dict.fromkeys(("ann", "bob"), coverage_gap))
         self.state.of(engine)
         self.at = START
 
-    def hear(self, **lists: str) -> None:
-        """A run's answers; ``-`` lists nothing."""
+    def hear(self, **lists: str | dict[str, str]) -> None:
+        """A run's answers: ids, or names by id; ``-`` lists nothing."""
         self.at += HOUR
         for number, (user, flow_ids) in enumerate(lists.items()):
             asked_at = self.at + 2 * number
-            flows = {flow_id: Listed(f"name {flow_id}", "D", True) for flow_id in flow_ids if flow_id != "-"}
+            names = flow_ids if isinstance(flow_ids, dict) else {i: f"name {i}" for i in flow_ids if i != "-"}
+            flows = {flow_id: Listed(name, "D", True) for flow_id, name in names.items()}
             self.state.answered(user, flows, Answer(asked_at, asked_at + 1))
 
     def judged(self) -> list[projection.StoryStep]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from etl.domain.organisation.rules import judge
 from etl.domain.organisation.values import Answer, Judgement
-from tests.organisation.state import Judge, KnownState
+from tests.organisation.state import Judge, KnownState, Twin
 from tests.organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
 
 
@@ -21,7 +21,7 @@ class Simulation:
         self.setting = setting
         self.everybody = [f"u{number}" for number in range(setting.users)]
         self.schedules = setting.schedules(self.everybody)
-        self.state = KnownState(
+        self.state: KnownState = Twin(
             {user: max(s.coverage_gap for s in self.schedules if user in s.users) for user in self.everybody}, judge
         )
         self.world.watched = set(self.everybody)

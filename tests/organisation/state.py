@@ -29,8 +29,10 @@ Judge = Callable[[StepContext, Workflow], Judgement]
 class KnownState:
     """Times may be of any type that can be compared and added."""
 
-    def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge) -> None:
+    def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge, *, always: bool = False) -> None:
+        """``always``: every step judges what is open, whether it is due or not."""
         self.gaps = gaps
+        self._judges_always = always
         self._judge = judge
         self.context = StepContext({}, 0)
         self.known: dict[str, Flows] = {}
@@ -45,7 +47,10 @@ class KnownState:
         self.known_workflows: dict[str, KnownWorkflow] = {}
         self.listings: dict[str, Mapping[str, ListEntry]] = defaultdict(dict)
         self.waiting: dict[str, Mapping[str, Loss]] = defaultdict(dict)
-        self.open: set[str] = set()
+        self.open: dict[str, Judgement] = {}
+        """By workflow that must be judged again when it is due, the last judgement."""
+        self._listed_by_leaving: set[str] = set()
+        self._listed_by_leaving: set[str] = set()
         self._whole: dict[str, Answer] = {}
         """By user, their last answer in which nothing was held."""
         self._changed: dict[tuple[str, str], Answer] = {}
@@ -73,6 +78,7 @@ class KnownState:
         self._believe(user, flows, answer, held)
 
     def retire(self, user: str, at: Any) -> None:
+        self._listed_by_leaving |= self.known.get(user, {}).keys()
         if self._returning.pop(user, None):
             self._show_as_known(user)
         if user in self.counts_since:
@@ -86,13 +92,18 @@ class KnownState:
         for user in sorted(self._returning):
             self._settle(user)
         self.context = self._context(decided_at, self._last_step if began is None else began)
-        flow_ids = sorted(self._pending.keys() | self.open)
+        flow_ids = sorted(self._pending.keys() | set(filter(self._is_due, self.open)))
         judgements = [self._judge(self.context, self._workflow(flow_id)) for flow_id in flow_ids]
         for judgement in judgements:
             self._keep(judgement)
         self._pending.clear()
+        self._listed_by_leaving.clear()
         self._last_step = decided_at
         return judgements
+
+    def _is_due(self, flow_id: str) -> bool:
+        due_at = self.open[flow_id].due_at
+        return self._judges_always or flow_id in self._listed_by_leaving or due_at <= self.context.decided_at
 
     def _believe(self, user: str, flows: Flows, answer: Answer, held: Set[str]) -> None:
         known = self.known.get(user, {})
@@ -187,4 +198,36 @@ class KnownState:
         self.waiting[flow_id] = judgement.waiting
         if judgement.known is not None:
             self.known_workflows[flow_id] = judgement.known
-        (self.open.add if judgement.is_open else self.open.discard)(flow_id)
+        self.open.pop(flow_id, None)
+        if judgement.due_at is not None:
+            self.open[flow_id] = judgement
+
+
+class Twin(KnownState):
+    """Judges what is due, and says whether judging everything that is open would have said anything else."""
+
+    def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge) -> None:
+        super().__init__(gaps, judge)
+        self._eager = KnownState(gaps, judge, always=True)
+
+    def answered(self, user: str, flows: Flows, answer: Answer, held: Set[str] = frozenset()) -> None:
+        super().answered(user, flows, answer, held)
+        self._eager.answered(user, flows, answer, held)
+
+    def retire(self, user: str, at: Any) -> None:
+        super().retire(user, at)
+        self._eager.retire(user, at)
+
+    def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
+        judgements = super().step(decided_at, began)
+        said = {each.flow_id: each for each in judgements}
+        for eager in self._eager.step(decided_at, began):
+            mine = said.get(eager.flow_id)
+            assert (mine.events if mine else []) == eager.events, f"{eager.flow_id}: not judged, but {eager.events}"
+            kept = (self.known_workflows.get(eager.flow_id), self.waiting[eager.flow_id], eager.flow_id in self.open)
+            assert kept == (eager.known, eager.waiting, eager.due_at is not None), (
+                f"{eager.flow_id}: {kept}, not {eager}"
+            )
+            if eager.waiting:
+                assert self.open[eager.flow_id].awaited == eager.awaited, f"{eager.flow_id}: awaits others"
+        return judgements

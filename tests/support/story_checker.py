@@ -108,12 +108,12 @@ class _Story:
         if kept.users != len(listed):
             yield f"has {kept.users} users, and {len(listed)} list it"
         visible = [event.kind for event in self.events[flow_id] if event.kind in (*SEEN, "disappeared")]
-        if listed and visible[-1:] == ["disappeared"] and not kept.is_open:
+        if listed and visible[-1:] == ["disappeared"] and kept.due_at is None:
             yield "is listed, but recorded as gone"
         if kept.from_kind not in (None, "baseline", *(event.kind for event in self.events[flow_id])):
             yield f"its state began with {kept.from_kind}, but there is no such event"
         values = set(listed.values())
-        if len(values) == 1 and not kept.is_open and values != {(kept.flow_name, kept.cycle)}:
+        if len(values) == 1 and kept.due_at is None and values != {(kept.flow_name, kept.cycle)}:
             yield f"is {sorted(values)[0]} to everybody, and ({kept.flow_name!r}, {kept.cycle!r}) in the story"
         for user_id, change in {change.user_id: change for change in self.changes[flow_id]}.items():
             if change.kind == "removed" and user_id in self.stayed and not self._is_recorded(flow_id, change):

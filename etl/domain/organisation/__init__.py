@@ -14,6 +14,7 @@
 | 4 | a user lost it, and an answer lists it that was requested afterwards | ``access_lost`` | ``_lost_alone`` |
 | 5 | users lost it, and neither holds | none yet: they wait | ``losses`` |
 | 6 | an answer has another name or cycle than the known one | ``renamed``, ``cycle_changed`` | ``value_changes`` |
+| 6a | it repeats the user's last one, and somebody active shows the known one | none | ``value_changes`` |
 
 Rules 1 and 2 are in ``rules``, 3 to 6 in ``changes``. Each takes an interval from the answers that ``evidence`` has;
 the answers come from the versions of users' lists (``versions``); ``values`` has what goes in and comes out.

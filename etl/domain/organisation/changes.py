@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
 
 from etl.domain.kinds import EventKind
-from etl.domain.organisation.evidence import Entry, Evidence
+from etl.domain.organisation.evidence import VALUE_FIELDS, Entry, Evidence, ValueField
 from etl.domain.organisation.values import Answer, Event, KnownValue, KnownWorkflow, Listed, Loss
 
 
@@ -42,7 +43,7 @@ def losses(evidence: Evidence) -> Losses:
         return Losses((), absence.event(proven=False), absence.reported_at, absence.back)
     alone = tuple(_lost_alone(evidence, lost))
     waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
-    return Losses(alone, waiting=waiting, awaited=len(absence.awaited) if waiting else 0)
+    return Losses(alone, waiting=waiting, awaited=len(_Absence(evidence, waiting).awaited) if waiting else 0)
 
 
 def _lost_now(evidence: Evidence) -> dict[str, Loss]:
@@ -134,6 +135,8 @@ class ObservedValue(NamedTuple):
 
     answer: Answer
     value: str | None
+    is_new: bool = False
+    """Whether the user's answer before it had another value, or did not list the workflow."""
 
 
 class ValueChange(NamedTuple):
@@ -146,26 +149,45 @@ class ValueChange(NamedTuple):
 
 def attribute_events(evidence: Evidence, workflow: KnownWorkflow) -> tuple[list[Event], KnownWorkflow]:
     """The changes of name and cycle that the answers prove. Two that one answer proves have the same interval."""
-    observed = [(answer, listed) for _, answer, listed in evidence.answers_with_it()]
-    renamed, name = value_changes(workflow.name, [ObservedValue(answer, listed.name) for answer, listed in observed])
-    cycled, cycle = value_changes(workflow.cycle, [ObservedValue(answer, listed.cycle) for answer, listed in observed])
-    left = [(c.previous, c.before) for c in evidence.changes if c.previous is not None and c.before is not None]
-    known = msgspec.structs.replace(
-        workflow,
-        name=_remember(name, (ObservedValue(answer, listed.name) for answer, listed in left)),
-        cycle=_remember(cycle, (ObservedValue(answer, listed.cycle) for answer, listed in left)),
+    changed, known = zip(*(_value_changes(evidence, workflow, field) for field in VALUE_FIELDS), strict=True)
+    return _events(evidence.flow_id, workflow.listed, *changed), msgspec.structs.replace(
+        workflow, **dict(zip(VALUE_FIELDS, known, strict=True))
     )
-    return _events(evidence.flow_id, workflow.listed, renamed, cycled), known
 
 
-def value_changes(known: KnownValue, observed: Sequence[ObservedValue]) -> tuple[list[ValueChange], KnownValue]:
+def _value_changes(
+    evidence: Evidence, workflow: KnownWorkflow, field: ValueField
+) -> tuple[list[ValueChange], KnownValue]:
+    value = attrgetter(field)
+    before = {(c.user_id, c.answer): c.before for c in evidence.changes}
+    observed = [
+        ObservedValue(
+            answer,
+            value(listed),
+            (user_id, answer) in before and ((was := before[user_id, answer]) is None or value(was) != value(listed)),
+        )
+        for user_id, answer, listed in evidence.answers_with_it()
+    ]
+    changes, known = value_changes(value(workflow), observed, lambda known: any(evidence.showing(field, known)))
+    left = [ObservedValue(c.previous, value(c.before)) for c in evidence.changes if c.previous and c.before]
+    return changes, _remember(known, left)
+
+
+def value_changes(
+    known: KnownValue, observed: Sequence[ObservedValue], is_shown: Callable[[str | None], bool]
+) -> tuple[list[ValueChange], KnownValue]:
     """The changes that ``observed`` prove, in the order of their arrival, and the value that is known afterwards.
 
     An answer with another value proves a change if it was requested after an answer with the known value had arrived.
+    One that repeats its user's last value only counts if no active user shows the known value any more: otherwise users
+    who are told different values for good would make events in every run.
     """
     changes: list[ValueChange] = []
     while newer := [each for each in observed if _is_newer(each, known)]:
-        first = min(newer, key=lambda each: (each.answer.arrived_at, each.answer.asked_at, each.value or ""))
+        new = [each for each in newer if each.is_new]
+        if not new and is_shown(known.value):
+            break
+        first = min(new or newer, key=lambda each: (each.answer.arrived_at, each.answer.asked_at, each.value or ""))
         changes.append(ValueChange(first.answer, first.value, _last_unchanged(known, observed, first.answer.asked_at)))
         known = KnownValue(first.value, first.answer, first.answer)
     return changes, known

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from etl.domain.organisation.values import Answer, Listed, ListEntry, ListingChange, StepContext, Workflow
+
+ValueField = Literal["name", "cycle"]
+"""What a workflow has one of, whoever looks at it."""
+VALUE_FIELDS: Final[tuple[ValueField, ...]] = get_args(ValueField)
 
 
 class Entry(NamedTuple):
@@ -45,7 +49,7 @@ class Evidence:
         self.changes = changes
         self.is_last = not later
         self._later = later
-        self._held = workflow.held
+        self.held = workflow.held
         self._answers = {change.user_id: change.answer for change in changes}
         self._list(workflow.listings)
         self.reported_gone = self.known is not None and self.known.gone_at is not None
@@ -75,7 +79,7 @@ class Evidence:
         """The user's latest answer about the workflow; None: the user does not count yet in this round."""
         if user_id in self._later:
             return self._later[user_id] or self._answers.get(user_id)
-        return self._held.get(user_id) or self.context.users[user_id].latest
+        return self.held.get(user_id) or self.context.users[user_id].latest
 
     def counting(self) -> Iterator[str]:
         """The active users who count in this round."""
@@ -83,7 +87,19 @@ class Evidence:
 
     def active(self) -> Iterator[str]:
         """Those of them who were heard within ``coverage_gap``; not those whose removal of this workflow is held."""
-        return filter(self._is_active, self.counting())
+        return filter(self.is_active, self.counting())
+
+    def showing(self, field: ValueField, value: str | None) -> Iterator[str]:
+        """The active users who list it with this name (or cycle)."""
+        return (u for u, entry in self.after.items() if getattr(entry.listed, field) == value and self.is_active(u))
+
+    def is_active(self, user_id: str) -> bool:
+        return user_id in self.context.active and self.left_at(user_id) >= self.context.decided_at
+
+    def left_at(self, user_id: str) -> dt.datetime:
+        """When nothing is known of the user any more, as far as this workflow goes."""
+        user, held = self.context.users[user_id], self.held.get(user_id)
+        return user.left_at if held is None else min(user.left_at, held.arrived_at + user.coverage_gap)
 
     def asked_without(self, user_id: str) -> dt.datetime | None:
         """The request of the user's latest known answer without it, before the user lists it in this round; None if the
@@ -117,10 +133,6 @@ class Evidence:
         for change in self.changes:
             if change.previous is not None and change.after is None and change.user_id in self.before:
                 yield change.user_id, change.previous.asked_at
-
-    def _is_active(self, user_id: str) -> bool:
-        held = self._held.get(user_id)
-        return held is None or held.arrived_at + self.context.users[user_id].coverage_gap >= self.context.decided_at
 
     def _first_listed(self) -> Iterator[Entry]:
         for change in self.changes:

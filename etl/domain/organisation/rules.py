@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from etl.domain.organisation.changes import Losses, attribute_events, losses
-from etl.domain.organisation.evidence import Entry, Evidence
+from etl.domain.organisation.evidence import VALUE_FIELDS, Entry, Evidence
 from etl.domain.organisation.values import (
     Answer,
     Baseline,
@@ -81,7 +81,7 @@ def _judge_round(evidence: Evidence) -> Judgement:
         listings=evidence.listings,
         waiting=result.waiting,
         awaited=result.awaited,
-        is_open=bool(result.waiting) or _is_unsettled(evidence, result.known),
+        due_at=_due_at(evidence, result),
         baselines=result.baselines,
     )
 
@@ -179,13 +179,23 @@ def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
             )
 
 
-def _is_unsettled(evidence: Evidence, known: KnownWorkflow | None) -> bool:
-    """Whether somebody's last answer still contradicts what is known: another value, or that it is there."""
+def _due_at(evidence: Evidence, result: _RoundResult) -> dt.datetime | None:
+    """Whoever waits, or contradicts what is known, may be judged otherwise once somebody is heard; users who are told
+    different values (6a) once nobody active shows the known one any more."""
+    known, decided_at = result.known, evidence.context.decided_at
+    if result.waiting:
+        return min(decided_at, max(loss.without.arrived_at for loss in result.waiting.values()))
     if known is None:
-        return False
+        return None
     if known.gone_at is not None:
-        return bool(evidence.after)
-    return any(listing.listed[:2] != known.listed[:2] for listing in evidence.after.values())
+        return min(decided_at, known.gone_at) if evidence.after else None
+    moments: list[dt.datetime] = []
+    for field in VALUE_FIELDS:
+        of: KnownValue = getattr(known, field)
+        if any(getattr(entry.listed, field) != of.value for entry in evidence.after.values()):
+            shown_until = (evidence.left_at(user_id) for user_id in evidence.showing(field, of.value))
+            moments.append(max(shown_until, default=min(decided_at, of.first.arrived_at)))
+    return min(moments, default=None)
 
 
 def _latest(moments: Iterable[dt.datetime | None]) -> dt.datetime | None:

@@ -148,8 +148,8 @@ class Judgement(msgspec.Struct, frozen=True):
     waiting: Mapping[str, Loss]
     awaited: int
     """How many users must still be heard before the users who wait can be judged."""
-    is_open: bool
-    """Whether the next step must judge it even if no answer changes it."""
+    due_at: dt.datetime | None
+    """From this moment on, each step must judge it even if no answer changes it; None: no step need."""
     baselines: Sequence[Baseline] = ()
 
 
@@ -235,7 +235,7 @@ def states_after(
             continue
         _end(state, _moment(happened), ended)
         state = following
-    if retired_at is not None and state is not None and not judgement.is_open:
+    if retired_at is not None and state is not None and judgement.due_at is None:
         _end(state, retired_at, ended)
         state = None
     return state, ended
