@@ -18,7 +18,6 @@ import msgspec
 from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
 from etl.config.slots import time_zone
-from etl.domain.model import USUAL_COVERAGE_GAP
 from etl.system.clock import utc_now
 
 if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command that only reads needs neither
@@ -28,7 +27,7 @@ if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command t
     from etl.domain.model import Origin, Target
     from etl.gateway import Exchange, Exchanged, Gateway
     from etl.signing.keys import SigningKey
-    from etl.store import NewRun, Store
+    from etl.store import Store
     from etl.sync import DetailLimits, Rosters, RunContext, RunReport
     from etl.sync.cluster import Cluster
 
@@ -102,7 +101,7 @@ class Application(ExitStack):
     @cached_property
     def batches(self) -> ThreadPoolExecutor:
         """The threads that work on batches."""
-        return self._pool(_BATCHES_AT_ONCE, "batch")
+        return self.pool(_BATCHES_AT_ONCE, "batch")
 
     def ready(self, *, upgrade: bool) -> Engine:
         """The engine, once its schema is current. Raises SchemaMismatch with the command that helps, and
@@ -191,8 +190,8 @@ class Application(ExitStack):
         return RunContext(
             store=store or Store(self.engine, self.stop),
             gateway=self.gateway,
-            fetchers=self._pool(concurrency, "fetch"),
-            writers=self._pool(_WRITERS, "write"),
+            fetchers=self.pool(concurrency, "fetch"),
+            writers=self.pool(_WRITERS, "write"),
             in_flight=concurrency,
             limits=self.limits,
             down_after=_DOWN_AFTER * concurrency,
@@ -202,16 +201,37 @@ class Application(ExitStack):
         )
 
     def run(
-        self, new_run: NewRun, targets: Sequence[Target], context: RunContext | None = None, **more: Any
+        self,
+        origin: Origin,
+        targets: Sequence[Target],
+        schedules: Sequence[Schedule] = (),
+        *,
+        org_id: str | None = None,
+        user_id: str | None = None,
+        context: RunContext | None = None,
+        **more: Any,
     ) -> RunReport:
-        """Run once on this machine; ``more`` is as ``sync.run`` has it."""
+        """Run once, as a person asked for: all ``schedules``, or the part of them with that organisation and user; or
+        ``targets`` of no schedule. ``more`` is as ``sync.run`` has it."""
         from etl import sync
+        from etl.store import NewRun
 
+        new_run = NewRun(
+            origin=origin,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            targets=len(targets),
+            lists={schedule.name: schedule.targets for schedule in schedules},
+            gaps={schedule.name: schedule.coverage_gap or self.settings.coverage_gap for schedule in schedules},
+            org_id=org_id,
+            user_id=user_id,
+        )
         report = sync.run(context or self.run_context(), new_run, targets, self.batches, clock=utc_now, **more)
         assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
         return report
 
-    def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
+    def pool(self, threads: int, name: str) -> ThreadPoolExecutor:
+        """Threads that end with the application."""
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
@@ -224,30 +244,3 @@ def worker_application(policy: Policy) -> Application:
     app = Application(settings)
     app.ready(upgrade=False)
     return app
-
-
-def a_run(
-    origin: Origin,
-    targets: int,
-    schedules: Sequence[Schedule] = (),
-    *,
-    org_id: str | None = None,
-    user_id: str | None = None,
-    coverage_gap: dt.timedelta = USUAL_COVERAGE_GAP,
-) -> NewRun:
-    """The row of a run that a person started on this machine; of ``schedules``, unless targets were given.
-
-    ``coverage_gap`` is that of schedules without one of their own.
-    """
-    from etl.store import NewRun
-
-    return NewRun(
-        origin=origin,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        targets=targets,
-        lists={schedule.name: schedule.targets for schedule in schedules},
-        gaps={schedule.name: schedule.coverage_gap or coverage_gap for schedule in schedules},
-        org_id=org_id,
-        user_id=user_id,
-    )

@@ -52,13 +52,13 @@ def encoded(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def json_list(rows: Iterable[Mapping[str, Any]]) -> bool:
+def json_list(rows: Iterable[Mapping[str, Any]], opening: bytes = b"[", closing: bytes = b"]\n") -> bool:
     """Print a JSON list on stdout, one object per line, in constant memory; return whether it has any. Raises
     OutputLost as `stream` does."""
-    printed = JsonList()
+    printed = JsonList(opening)
     for row in rows:
         printed.add(row)
-    printed.close()
+    printed.close(closing)
     return not printed.empty
 
 
@@ -153,8 +153,9 @@ def table(
 
 
 def rows(title: str, columns: Sequence[str], found: Iterable[Any], empty: str | None = "none", **how: Any) -> bool:
-    """The same, of these fields of rows."""
-    return table(title, columns, ([getattr(row, name) for name in columns] for row in found), empty, **how)
+    """The same, of these fields of rows or objects."""
+    shown = (row if isinstance(row, Mapping) else row._asdict() for row in found)
+    return table(title, columns, ([row[name] for name in columns] for row in shown), empty, **how)
 
 
 def laid_out(rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:

@@ -13,7 +13,7 @@ import click
 
 from etl import config
 from etl.cli import console
-from etl.cli.application import Application, a_run
+from etl.cli.application import Application
 from etl.cli.lists import CHANGE_COLUMNS, change_cells
 from etl.cli.options import FILE
 from etl.cli.run import show_report
@@ -56,9 +56,7 @@ def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
 def _show(app: Application, number: int, step: tour.Step) -> None:
     console.say(f"\n{number}. {step.title}", "bold cyan")
     console.say(step.text, "dim")
-    targets = app.schedules[0].targets
-    new_run = a_run("command", len(targets), app.schedules[:1], coverage_gap=app.settings.coverage_gap)
-    show_report(app.run(new_run, targets), as_json=False)
+    show_report(app.run("command", app.schedules[0].targets, app.schedules[:1]), as_json=False)
 
 
 def _keep_the_page_up(app: Application, listen: str) -> None:

@@ -17,7 +17,6 @@ import click
 from click.exceptions import Exit
 
 from etl.cli import CommandGroup, console
-from etl.cli.application import a_run
 from etl.cli.lists import require_names
 from etl.cli.options import SHOWN, Options, shared
 from etl.cli.run import show_report
@@ -104,7 +103,7 @@ def approve(
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
             targets = [each.target for each in held]
             context = app.run_context(app.sealing_store())
-            done = app.run(a_run("approval", len(targets)), targets, context, approval=Approval(signature, scopes))
+            done = app.run("approval", targets, context=context, approval=Approval(signature, scopes))
             app.keep_heads()
     if done is None:
         console.json(None) if options.json else console.say("Nothing is held.")
@@ -154,5 +153,4 @@ def _rows(removals: Iterable[HeldWorkflow]) -> Iterator[dict[str, Any]]:
 
 
 def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo, empty: str = "nothing is held") -> None:
-    shown = ([row[name] for name in _COLUMNS] for row in rows)
-    console.table("", _COLUMNS, shown, empty, zone=zone, most=SHOWN, more="`flowtrail guard list --json` lists all")
+    console.rows("", _COLUMNS, rows, empty, zone=zone, most=SHOWN, more="`flowtrail guard list --json` lists all")

@@ -8,7 +8,8 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence, Set
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from itertools import islice
 from typing import Final
 
 import click
@@ -16,7 +17,7 @@ from click.exceptions import Exit
 
 from etl import database, sync
 from etl.cli import console
-from etl.cli.application import Application, a_run
+from etl.cli.application import Application
 from etl.cli.lists import CHANGE_COLUMNS, change_cells
 from etl.cli.options import Options, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule
@@ -58,11 +59,17 @@ def sync_now(options: Options, schedules: Sequence[str], retire: bool) -> None:
             if not (schedules or options.org or options.user):
                 app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
-            scope, gap = {"org_id": options.org, "user_id": options.user}, app.settings.coverage_gap
-            new_run = a_run("command", len(targets), chosen, **scope, coverage_gap=gap)
             with interruptible(app), console.progress("fetching", len(targets), hidden=options.json) as arrived:
-                context, details = app.run_context(store, arrived), app.details(chosen)
-                report = app.run(new_run, targets, context, remote=app.cluster, details=details)
+                report = app.run(
+                    "command",
+                    targets,
+                    chosen,
+                    org_id=options.org,
+                    user_id=options.user,
+                    context=app.run_context(store, arrived),
+                    remote=app.cluster,
+                    details=app.details(chosen),
+                )
         app.keep_heads()
     show_report(report, options.json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
@@ -92,7 +99,7 @@ def plan(options: Options, schedules: Sequence[str]) -> None:
         _existing_or_empty_database(app) as store,
         interruptible(app),
     ):
-        planned = _PlanStream(app, options.most()) if options.json else _PlanTable(options.most(), zone)
+        planned = _Planned(app, options.most(), zone, as_json=options.json)
         chosen, rosters = _planned_rosters(app, store, chosen_schedules(app, schedules))
         targets = matching(chosen, options.org, options.user)
         with console.progress("fetching", len(targets), hidden=options.json) as arrived:
@@ -174,25 +181,16 @@ def refreshed(
     if not orgs:
         yield schedules
         return
-    answer: Future[list[Refreshed]] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(app.rosters(store).refresh(orgs, accept=accept))
-        except Exception as error:
-            answer.set_exception(error)
-
-    asking = threading.Thread(target=ask, name="rosters", daemon=True)
-    asking.start()
+    answer = app.pool(1, "rosters").submit(app.rosters(store).refresh, orgs, accept=accept)
     try:
         _await_rosters(answer, _wait_seconds(store, orgs, accept=accept))
         expanded = app.rosters(store).expand(schedules)
         _require_targets(expanded)
         yield expanded
     finally:
-        if asking.is_alive():
+        if not answer.done():
             app.stop.set()
-            asking.join(_STOP_SECONDS)
+            wait([answer], _STOP_SECONDS)
 
 
 def _await_rosters(answer: Future[list[Refreshed]], seconds: float | None) -> None:
@@ -298,55 +296,44 @@ def _existing_or_empty_database(app: Application) -> Iterator[Store]:
             engine.dispose()
 
 
-class _PlanTable:
-    """Keeps the first changes, by target and workflow, for a table."""
+class _Planned:
+    """What would change: for a table the first changes, by target and workflow; as JSON all, printed as they come, in
+    one object that ends with the sums."""
 
-    def __init__(self, limit: int | None, zone: dt.tzinfo) -> None:
-        self._limit = limit
-        self._zone = zone
-        self._kept: list[ListChange] = []
+    def __init__(self, app: Application, most: int | None, zone: dt.tzinfo, *, as_json: bool) -> None:
+        self._app, self._most, self._zone = app, most, zone
+        self._shown: list[ListChange] = []
+        self._printed = console.JsonList(b'{"planned": [') if as_json else None
+        self._left = most
         self._lock = threading.Lock()
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         with self._lock:
-            self._kept = sorted([*self._kept, *_changes(outcomes)], key=_order)[: self._limit]
-
-    def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
-        _show_moves(rosters)
-        show_tally("Planned", tally, targets)
-        console.table("\nWould be recorded", CHANGE_COLUMNS, change_cells(self._kept), None, zone=self._zone)
-        left_out = tally.changes.total() - len(self._kept)
-        if left_out > 0:
-            console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
-
-
-class _PlanStream:
-    """Prints changes as they come, in one JSON object that ends with the sums, and keeps none."""
-
-    def __init__(self, app: Application, limit: int | None) -> None:
-        self._app = app
-        self._left = limit
-        self._printed = console.JsonList(b'{"planned": [')
-        self._lock = threading.Lock()
-
-    def add(self, outcomes: Sequence[Outcome]) -> None:
-        with self._lock:
+            if self._printed is None:
+                self._shown = sorted([*self._shown, *_changes(outcomes)], key=_order)[: self._most]
+                return
+            found = list(islice(_changes(outcomes), self._left))
+            self._left = self._left and self._left - len(found)
             try:
-                for change in _changes(outcomes):
-                    if self._left == 0:
-                        return
-                    self._left = self._left and self._left - 1
+                for change in found:
                     self._printed.add(change._asdict())
             except BaseException:
                 self._app.stop.set()  # the reader of the output has gone
                 raise
 
     def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
-        report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
-        summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
-        if rosters:
-            summary["rosters"] = [_moves_of(each) for each in rosters]
-        self._printed.close(b"],\n" + console.encoded(summary).removeprefix(b"{\n"))
+        if self._printed is not None:
+            report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
+            sums = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
+            moves = {"rosters": [_moves_of(each) for each in rosters]} if rosters else {}
+            self._printed.close(b"],\n" + console.encoded(sums | moves).removeprefix(b"{\n"))
+            return
+        _show_moves(rosters)
+        show_tally("Planned", tally, targets)
+        console.table("\nWould be recorded", CHANGE_COLUMNS, change_cells(self._shown), None, zone=self._zone)
+        left_out = tally.changes.total() - len(self._shown)
+        if left_out > 0:
+            console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
 
 
 def _order(change: ListChange) -> tuple[str, ...]:

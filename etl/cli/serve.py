@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import structlog
 from click.exceptions import Exit
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from starlette.applications import Starlette
 
 from etl import config, signing
@@ -209,24 +209,14 @@ class OwnConditions:
         self._details[schedule.name] = Condition("details_failing", summary, schedule.name, since, done.failed)
 
     def __call__(self) -> list[Condition]:
-        return list(self._found())
-
-    def _found(self) -> Iterator[Condition]:
-        yield from filter(None, self.of_service())
+        found = [*filter(None, self.of_service()), *self._notifications.failing(), *self._details.values()]
         if self._cluster_lost_at is not None:
             address = self._app.settings.scale.dask
-            yield Condition("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
-        yield from self._notifications.failing()
-        yield from list(self._details.values())
-        yield from self._clock()
-
-    def _clock(self) -> Iterator[Condition]:
-        skew, limit = self._app.gateway.clock_skew, self._app.settings.gateway.max_clock_skew
-        if skew is not None and limit and abs(skew) > limit:
-            ahead = "ahead of" if skew > dt.timedelta(0) else "behind"
-            yield Condition(
-                "clock_off", f"The gateway's clock is {abs(skew).total_seconds():.0f} s {ahead} ours", "gateway"
-            )
+            found.append(Condition("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at))
+        if _clock_is_right(self._app) is False and (skew := self._app.gateway.clock_skew):
+            said = f"{abs(skew).total_seconds():.0f} s {'ahead of' if skew > dt.timedelta(0) else 'behind'} ours"
+            found.append(Condition("clock_off", f"The gateway's clock is {said}", "gateway"))
+        return found
 
     def remote(self) -> RemoteExecutor | None:
         """The cluster, where there is one that can be reached."""
@@ -373,10 +363,6 @@ def _http(
             why_no_page = str(error)
             structlog.get_logger("etl.http").warning("no_page", error=why_no_page)
     return health_only(routes, hosts, why_no_page)
-
-
-def _read_health(service: Service, connection: Connection, at: dt.datetime) -> health.HealthSnapshot:
-    return health.read_within(connection, service.schedules, at, service.known_since)
 
 
 def _service_status(app: Application, service: Service, current: Health) -> ServiceStatus:

@@ -18,13 +18,12 @@ from etl.domain.model import Target
 from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import health
-from etl.report.condition_checks import LastCheck
 from etl.report.conditions import Condition
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 from etl.report.health import HealthSnapshot, Overdue, TargetSummary
 from etl.report.listings import RUNS, TARGETS, causes
 from etl.report.reading import short_transaction
-from etl.report.rows import ProblemCause, SyncRun, TargetHealth
+from etl.report.rows import ProblemCause
 from etl.report.targets import KnownTarget, known_targets
 from etl.service.replica import LEASE
 from etl.service.runs import was_killed
@@ -47,22 +46,6 @@ _SCHEDULE: Final = ("schedule", "targets", "overdue", "last_success_at", "next_r
 _ALL_SHOWN: Final = "--limit 0 shows all"
 
 
-class _Status(NamedTuple):
-    """What `status` shows, besides the problems."""
-
-    active: str | None
-    killed: str | None
-    """The replica that still has the lease, if its process is gone."""
-    conditions: Sequence[Condition]
-    checked: LastCheck | None
-    snapshot: HealthSnapshot | None
-    """None if the schedules are not known."""
-    schedules: Iterator[dict[str, Any]]
-    """Those with most overdue targets first."""
-    runs: Sequence[SyncRun]
-    causes: Sequence[ProblemCause]
-
-
 @click.command()
 @shared("timezone", "limit", "json", "config", limit=_LIMIT)
 def status(options: Options) -> None:
@@ -70,14 +53,43 @@ def status(options: Options) -> None:
 
     Exits with 0 whatever is wrong: the conditions say it. Schedules that cannot be read are one of them.
     """
-    most = options.most(_SHOWN, _PRINTED)
+    most, zone = options.most(_SHOWN, _PRINTED), options.zone
+    limit = most if options.json else most and most + 1
     with options.reading(logs=True) as app:
-        found = _gather(app, *configured_schedules(app))
-        problems = TARGETS.rows(app.engine, show="problems", limit=most and most + 1)
+        configured, broken = configured_schedules(app)
+        now = utc_now()
+        with short_transaction(app.engine) as connection:
+            snapshot = None if configured is None else health.read_within(connection, configured, now)
+            summary: TargetSummary = snapshot or health.summary_within(connection, now)
+            runs, why = RUNS.page(connection, _RUNS), causes(connection)
+        holder = Store(app.engine).lease_holder(LEASE)
+        killed = holder is not None and was_killed(holder)
+        found: dict[str, Any] = {
+            "active": None if killed else holder,
+            "conditions": [each.as_object() for each in summary.conditions(_broken(broken))],
+            "verified": summary.checked and summary.checked._asdict(),
+            "freshness": snapshot and _freshness(snapshot),
+            "schedules": _schedules(configured, snapshot, now)[:limit] if configured and snapshot else [],
+            "overdue": [_named(each) for each in snapshot.overdue[:limit]] if snapshot else [],
+            "runs": [run._asdict() for run in runs],
+            "causes": [cause._asdict() for cause in why],
+        }
+        problems = TARGETS.rows(app.engine, show="problems", limit=limit)
         if options.json:
-            _print(found, islice(problems, most), most)
-        else:
-            _show(found, problems, most, options.zone)
+            opening = console.encoded(found).removesuffix(b"\n}\n") + b',\n  "problems": ['
+            console.json_list((problem._asdict() for problem in problems), opening, b"]\n}\n")
+            return
+        gone = f"not running: the process of {holder} is gone" if killed else "not running"
+        console.say(f"Service: {gone if killed or not holder else f'active on {holder}'}.", "bold")
+        _show_summary(found, snapshot, zone)
+        if snapshot is not None:  # otherwise the schedules are unknown
+            console.rows("\nSchedules", _SCHEDULE, found["schedules"], zone=zone, most=most, more=_ALL_SHOWN)
+        console.rows("\nLast runs", _RUN_COLUMNS, runs, zone=zone)
+        console.rows("\nProblems by cause", ProblemCause._fields, why)
+        if late := found["overdue"]:
+            console.rows("\nOverdue", [*late[0]], late, zone=zone, most=most, more=_ALL_SHOWN)
+        more = f"{_ALL_SHOWN}, the causes above count them"
+        console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone, most=most, more=more)
 
 
 def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
@@ -94,26 +106,6 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
         return None, error
 
 
-def _gather(app: Application, configured: Sequence[Schedule] | None, broken: ConfigError | None) -> _Status:
-    now = utc_now()
-    with short_transaction(app.engine) as connection:
-        snapshot = None if configured is None else health.read_within(connection, configured, now)
-        summary: TargetSummary = snapshot or health.summary_within(connection, now)
-        runs, why = RUNS.page(connection, _RUNS), causes(connection)
-    holder = Store(app.engine).lease_holder(LEASE)
-    killed = holder if holder is not None and was_killed(holder) else None
-    return _Status(
-        active=None if killed else holder,
-        killed=killed,
-        conditions=summary.conditions(_broken(broken)),
-        checked=summary.checked,
-        snapshot=snapshot,
-        schedules=_schedules(configured, snapshot, now) if configured and snapshot else iter(()),
-        runs=runs,
-        causes=why,
-    )
-
-
 def _broken(error: ConfigError | None) -> list[Condition]:
     if error is None:
         return []
@@ -121,16 +113,19 @@ def _broken(error: ConfigError | None) -> list[Condition]:
     return [Condition("schedules_broken", f"The schedules cannot be read: {error.problems[0]}{more}".rstrip("."))]
 
 
-def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:
+def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> list[dict[str, Any]]:
+    """Those with most overdue targets first."""
     overdue = found.overdue_by_schedule
-    for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name)):
-        yield {
+    return [
+        {
             "schedule": each.name,
             "targets": len(each.targets),
             "overdue": overdue[each.name],
             "last_success_at": found.last_success_at[each.name],
             "next_run_at": each.slots.next_after(now),
         }
+        for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name))
+    ]
 
 
 def _freshness(found: HealthSnapshot) -> dict[str, Any]:
@@ -145,54 +140,20 @@ def _named(overdue: Overdue) -> dict[str, Any]:
     return {"schedule": columns.pop("schedule"), **columns.pop("target")._asdict(), **columns}
 
 
-def _print(found: _Status, problems: Iterator[TargetHealth], most: int | None) -> None:
-    """Print one JSON object; its last list, the longest, is printed as it is read."""
-    head = {
-        "active": found.active,
-        "conditions": [each.as_object() for each in found.conditions],
-        "verified": found.checked and found.checked._asdict(),
-        "freshness": found.snapshot and _freshness(found.snapshot),
-        "schedules": list(islice(found.schedules, most)),
-        "overdue": [_named(each) for each in found.snapshot.overdue[:most]] if found.snapshot else [],
-        "runs": [run._asdict() for run in found.runs],
-        "causes": [cause._asdict() for cause in found.causes],
-    }
-    printed = console.JsonList(console.encoded(head).removesuffix(b"\n}\n") + b',\n  "problems": [')
-    for problem in problems:
-        printed.add(problem._asdict())
-    printed.close(b"]\n}\n")
-
-
-def _show(found: _Status, problems: Iterator[TargetHealth], most: int | None, zone: dt.tzinfo) -> None:
-    gone = f"not running: the process of {found.killed} is gone" if found.killed else "not running"
-    console.say(f"Service: {f'active on {found.active}' if found.active else gone}.", "bold")
-    for condition in found.conditions:
-        console.say(f"{condition.sentence} {condition.remedy}", _STYLES[condition.severity])
-    if found.snapshot is not None:
-        numbers = {name: count for name, count in _freshness(found.snapshot).items() if count and name != "status"}
+def _show_summary(found: Mapping[str, Any], snapshot: HealthSnapshot | None, zone: dt.tzinfo) -> None:
+    for condition in found["conditions"]:
+        console.say(f"{condition['sentence']} {condition['remedy']}", _STYLES[condition["severity"]])
+    if snapshot is not None:
+        numbers = {name: count for name, count in found["freshness"].items() if count and name != "status"}
         counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in numbers.items())
         console.say(
-            f"Targets: {found.snapshot.targets}{counts or ('' if found.conditions else ', all of them fresh')}.",
-            "" if found.snapshot.fresh else "red",
+            f"Targets: {snapshot.targets}{counts or ('' if found['conditions'] else ', all of them fresh')}.",
+            "" if snapshot.fresh else "red",
         )
-    if found.checked is not None:
-        console.say(_checked(found.checked, zone))
-    if found.snapshot is not None:  # otherwise the schedules are unknown
-        schedules = (each.values() for each in found.schedules)
-        console.table("\nSchedules", _SCHEDULE, map(list, schedules), zone=zone, most=most, more=_ALL_SHOWN)
-    console.rows("\nLast runs", _RUN_COLUMNS, found.runs, zone=zone)
-    console.rows("\nProblems by cause", ProblemCause._fields, found.causes)
-    if found.snapshot is not None and found.snapshot.overdue:
-        late = [_named(each) for each in found.snapshot.overdue[: most and most + 1]]
-        rows = ([*each.values()] for each in late)
-        console.table("\nOverdue", [*late[0]], rows, zone=zone, most=most, more=_ALL_SHOWN)
-    more = f"{_ALL_SHOWN}, the causes above count them"
-    console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone, most=most, more=more)
-
-
-def _checked(check: LastCheck, zone: dt.tzinfo) -> str:
-    result = counted(check.findings, "finding") if check.findings else "everything holds"
-    return f"Trail: verified at {console.cell(check.ended_at, zone)}, up to seal {check.last_seal}: {result}."
+    if check := found["verified"]:
+        result = counted(check["findings"], "finding") if check["findings"] else "everything holds"
+        at = console.cell(check["ended_at"], zone)
+        console.say(f"Trail: verified at {at}, up to seal {check['last_seal']}: {result}.")
 
 
 class Row(NamedTuple):

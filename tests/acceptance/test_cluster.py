@@ -14,13 +14,12 @@ import pytest
 from sqlalchemy import text
 
 from etl import config, sync
-from etl.cli.application import Application, a_run, worker_application
+from etl.cli.application import Application, worker_application
 from etl.database import connect, reading, upgrade
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import ClusterError, ConfigError
 from etl.sync import cluster, worker
-from etl.system.clock import utc_now
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
 from tests.support.disguises import disguises
@@ -126,15 +125,7 @@ class Run(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        targets = self._app.schedules[0].targets
-        self.report = sync.run(
-            self._app.run_context(),
-            a_run("command", len(targets)),
-            targets,
-            self._app.batches,
-            clock=utc_now,
-            remote=self._app.cluster,
-        )
+        self.report = self._app.run("command", self._app.schedules[0].targets, remote=self._app.cluster)
 
     def ended(self) -> sync.RunReport:
         self.join(SAFETY_NET_SECONDS)
