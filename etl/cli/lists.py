@@ -27,6 +27,7 @@ from etl.printable import counted
 from etl.report.asof import flows_as_of, targets_as_of
 from etl.report.details import (
     FlowDetail,
+    any_details,
     detail_sentences,
     details_of_flow,
     event_detail_sentence,
@@ -134,6 +135,8 @@ def changes(options: Options, kinds: Sequence[str], baselines: bool) -> None:
     with options.reading() as app:
 
         def cells(rows: Iterable[ListChange]) -> Iterable[Sequence[object]]:
+            if not any_details(app.engine):
+                return change_cells(rows)
             found = list(rows)
             with reading(app.engine) as connection:
                 return change_cells(found, detail_sentences(connection, found, app.enos_zone))
