@@ -60,13 +60,15 @@ def _show(app: Application, number: int, step: tour.Step) -> None:
 
 
 def _keep_the_page_up(app: Application, listen: str) -> None:
-    from etl.web import HttpServer, create_app
+    from etl.web.app import create_app
+    from etl.web.page import Site
+    from etl.web.server import HttpServer
 
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise UsageError(f"--listen takes HOST:PORT, not {listen!r}.")
     slots = app.schedules[0].slots
-    page = create_app(
+    site = Site(
         app.engine,
         now=utc_now,
         next_fire_times=lambda: {"plants": slots.next_after(utc_now())},
@@ -77,7 +79,7 @@ def _keep_the_page_up(app: Application, listen: str) -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with HttpServer(page, host or "127.0.0.1", int(port)) as server:
+    with HttpServer(create_app(site), host or "127.0.0.1", int(port)) as server:
         console.say(f"\nThe page: {server.url} (Ctrl-C ends it)", "bold")
         stopped.wait()
 

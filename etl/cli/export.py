@@ -50,7 +50,7 @@ _AFTER_SEAL: Final = (
 )
 def report(options: Options, output: Path) -> None:
     """Write one self-contained HTML page with plots: freshness, changes, holds, coverage, the latest trail."""
-    from etl.web import report_html
+    from etl.web.overview import report_html
 
     scope = _scope(options)
     with options.reading(logs=True) as app:

@@ -41,8 +41,8 @@ from etl.system import descriptors
 from etl.system.background import BackgroundLoop
 from etl.system.clock import utc_now
 from etl.verify import HeadsFile
-from etl.web import HttpServer, counting_ahead, create_app
 from etl.web.health import Health, health_only, health_routes, metrics_route
+from etl.web.server import HttpServer
 
 _LAST_SECONDS = 1.0
 """Time after the grace period for closing what was opened."""
@@ -302,6 +302,8 @@ def _listening(
     counting: AbstractContextManager[object] = nullcontext()
     if app.settings.service.page:
         with suppress(UsageError):  # the page says itself what is missing
+            from etl.web.overview import counting_ahead
+
             counting = counting_ahead(page, utc_now)
     try:
         with BackgroundLoop("http-start", partial(_start, server)), counting:
@@ -345,7 +347,10 @@ def _http(
     why_no_page = None
     if app.settings.service.page:
         try:
-            return create_app(
+            from etl.web.app import create_app
+            from etl.web.page import Site
+
+            site = Site(
                 page,
                 now=utc_now,
                 next_fire_times=service.next_fire_times,
@@ -354,11 +359,10 @@ def _http(
                 read_health=lambda connection, at: health.read_within(
                     connection, service.schedules, at, service.known_since
                 ),
-                routes=routes,
-                hosts=hosts,
                 enos_zone=app.enos_zone,
                 own=own,
             )
+            return create_app(site, routes, hosts)
         except UsageError as error:
             why_no_page = str(error)
             structlog.get_logger("etl.http").warning("no_page", error=why_no_page)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, func, select, text
 
 from etl.config import Schedule
+from etl.config.slots import Slots
 from etl.domain.model import REFUSED_FOR_GOOD, Target
 from etl.printable import counted
 from etl.report import condition_checks
@@ -29,7 +31,7 @@ CLOCKS_DIFFER_BY: Final = dt.timedelta(minutes=1)
 """How far ahead of now a time may lie without being reported: the clocks of machines differ a little."""
 SLOTS_ALLOWED: Final = 3
 """A target is overdue once this many due slots in a row have passed without an observation."""
-RESOLUTION: Final = dt.timedelta(microseconds=1)
+_RESOLUTION: Final = dt.timedelta(microseconds=1)
 _TIME_TO_START: Final = dt.timedelta(minutes=1)
 """How long a run may take to start before its slot counts as passed; at most half the time to the next slot."""
 
@@ -118,10 +120,6 @@ _SUMMARY: Final = (
     )
     .columns(oldest_observation_at=UtcTime, last_observation_at=UtcTime, ahead_until=UtcTime)
 )
-_HELD_REMOVALS: Final = text("""
-    SELECT count(*) FROM workflow w JOIN target t ON t.id = w.target_id
-     WHERE (w.missing_since IS NOT NULL OR w.doubted IS NOT NULL) AND t.held_since IS NOT NULL AND t.retired_at IS NULL
-    """)
 
 
 def read(
@@ -173,7 +171,6 @@ def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
 
 def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     found = connection.execute(_SUMMARY, {"now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
-    held_workflows = connection.execute(_HELD_REMOVALS).scalar_one()
     of_the_service, began = condition_checks.stored(connection, now)
     damage = condition_checks.damage_of(connection.engine)
     check = condition_checks.last_check(connection)
@@ -181,16 +178,10 @@ def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
         *([damage] if damage else condition_checks.of_the_disk(connection.engine)),
         *of_the_service,
         *condition_checks.of_the_trail(check),
-        *condition_checks.of_targets(connection, found.targets - found.refused, found.held, held_workflows),
+        *condition_checks.of_targets(connection, found.targets - found.refused, found.held, found.held_workflows),
         *_of_the_clock(found.ahead, found.ahead_until),
     ]
-    return {
-        **found._mapping,
-        "held_workflows": held_workflows,
-        "detected": wrong,
-        "began": began,
-        "checked": check,
-    }
+    return {**found._mapping, "detected": wrong, "began": began, "checked": check}
 
 
 def _of_the_clock(targets: int, until: dt.datetime | None) -> Iterator[Condition]:
@@ -211,27 +202,6 @@ def _of_the_clock(targets: int, until: dt.datetime | None) -> Iterator[Condition
 # ------------------------------------------------------------------------------------------------- overdue targets
 
 
-class RunRecord(NamedTuple):
-    """What ``sync_run`` says about a schedule."""
-
-    succeeded_at: dt.datetime | None
-    asked_at: dt.datetime | None
-    """When its latest ended run began; if none has ended, when its first run began; None if it never ran."""
-    under_way: dt.datetime | None
-    """The slot of its run under way; for a run by hand, when it began; None if none is."""
-
-
-class _Known(NamedTuple):
-    """What the database says about a target."""
-
-    last_observed_at: dt.datetime | None
-    last_error_code: str | None
-    held_since: dt.datetime | None
-    consecutive_failures: int
-    last_answered_at: dt.datetime | None
-    """The same as ``last_observed_at``, or the latest answer whose removals are held."""
-
-
 _SUSPECTS: Final = (
     text(sql("overdue_suspects"))
     .bindparams(bindparam("since", type_=UtcTime), bindparam("now", type_=UtcTime))
@@ -241,91 +211,72 @@ _NAMES: Final = {"sqlite": "json_each(:names)", "postgresql": "json_array_elemen
 _RECORDS: Final = {
     dialect: text(sql("schedule_records").format(names=names))
     .bindparams(bindparam("now", type_=UtcTime))
-    .columns(succeeded_at=UtcTime, asked_at=UtcTime)
+    .columns(succeeded_at=UtcTime, asked_at=UtcTime, under_way=UtcTime)
     for dialect, names in _NAMES.items()
 }
-_UNDER_WAY: Final = text("""
-    SELECT schedule, min(coalesce(scheduled_for, started_at)) AS slot FROM sync_run
-     WHERE status = 'running' AND schedule IS NOT NULL GROUP BY schedule
-    """).columns(slot=UtcTime)
 
 
-def _records_of(connection: Connection, schedules: Sequence[Schedule], now: dt.datetime) -> dict[str, RunRecord]:
+def _records_of(connection: Connection, schedules: Sequence[Schedule], now: dt.datetime) -> dict[str, Any]:
     """The record of each schedule, by name; one statement for all, because one for each of 10,000 took seconds."""
-    under_way = {row.schedule: row.slot for row in connection.execute(_UNDER_WAY)}
     names = msgspec.json.encode([each.name for each in schedules]).decode()
-    found = connection.execute(_RECORDS[connection.dialect.name], {"names": names, "now": now})
-    return {row.name: RunRecord(row.succeeded_at, row.asked_at, under_way.get(row.name)) for row in found}
+    return {
+        row.name: row for row in connection.execute(_RECORDS[connection.dialect.name], {"names": names, "now": now})
+    }
 
 
 def _overdue_targets(
     connection: Connection,
     schedules: Sequence[Schedule],
-    records: Mapping[str, RunRecord],
+    records: Mapping[str, Any],
     now: dt.datetime,
     known_since: Mapping[str, dt.datetime],
 ) -> Iterator[Overdue]:
-    limits = _limits(schedules, records, now)
+    third_last: Any = cache(third_last_slot)  # many schedules have the same slots
+    limits = {each.name: third_last(each.slots, each.jitter, now, records[each.name].under_way) for each in schedules}
     latest = max((limit for limit in limits.values() if limit is not None), default=None)
     if latest is None:
         return
     found = connection.execute(_SUSPECTS, {"since": latest, "now": now})
-    suspects = {Target(*row[:3]): _Known(*row[3:]) for row in found}
+    suspects = {Target(*row[:3]): row for row in found}
     asked = {each.name: records[each.name].asked_at or known_since.get(each.name) for each in schedules}
     idle = {name for name, at in asked.items() if at is not None and (limit := limits[name]) and at < limit}
     everyone = select(*TARGET_KEY).where(target.c.retired_at.is_(None))
     registered = {Target(*row) for row in connection.execute(everyone)} if idle else set()
     for schedule in schedules:
-        since = limits[schedule.name]
-        if since is None or not (suspects or schedule.name in idle):
+        since, is_idle = limits[schedule.name], schedule.name in idle
+        if since is None or not (suspects or is_idle):
             continue
         for each in schedule.targets:
             known = suspects.get(each)
-            if known is None and schedule.name in idle and each not in registered:
-                known = _Known(None, None, None, 0, None)
-            if known is not None and _is_overdue(known, since, idle=schedule.name in idle):
-                yield Overdue(schedule.name, each, *known[:3])
+            if known is None and is_idle and each not in registered:
+                yield Overdue(schedule.name, each, None)
+            elif known is not None and _is_overdue(known, since, idle=is_idle):
+                yield Overdue(schedule.name, each, known.last_observed_at, known.last_error_code, known.held_since)
 
 
-def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:
+def _is_overdue(known: Any, since: dt.datetime, *, idle: bool) -> bool:
     """A target that was never observed is overdue after three failures, or if no run has ended for three slots."""
     if known.last_error_code in REFUSED_FOR_GOOD:
         return False
-    if known.last_answered_at is None:
-        return idle or known.consecutive_failures >= SLOTS_ALLOWED
-    return known.last_answered_at < since
+    answered_at: dt.datetime | None = known.last_answered_at
+    if answered_at is None:
+        return bool(idle or known.consecutive_failures >= SLOTS_ALLOWED)
+    return answered_at < since
 
 
-def _limits(
-    schedules: Sequence[Schedule], records: Mapping[str, RunRecord], now: dt.datetime
-) -> dict[str, dt.datetime | None]:
-    """Since when each schedule's targets should have been observed. Schedules with the same slots share the result."""
-    known: dict[object, dt.datetime | None] = {}
-    limits = {}
-    for each in schedules:
-        under_way = records[each.name].under_way
-        key = each.slots, each.jitter, under_way
-        if key not in known:
-            known[key] = third_last_slot(each, now, under_way)
-        limits[each.name] = known[key]
-    return limits
-
-
-def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: dt.datetime | None = None) -> dt.datetime | None:
-    """The third-last slot that has passed.
+def third_last_slot(
+    slots: Slots, jitter: dt.timedelta, now: dt.datetime, under_way: dt.datetime | None = None
+) -> dt.datetime | None:
+    """The third-last slot of a schedule that has passed: since then its targets should have been observed.
 
     A slot has passed once its run has had time to start. A run under way for a passed slot may still observe, so it
     excuses one slot; only one, so that a run that hangs is noticed.
     """
-    now -= schedule.jitter
-    slot = schedule.slots.latest_until(now)
-    if slot is not None and now < slot + min(_TIME_TO_START, (schedule.slots.next_after(slot) - slot) / 2):
-        slot = _before(schedule, slot)
+    now -= jitter
+    slot = slots.latest_until(now)
+    if slot is not None and now < slot + min(_TIME_TO_START, (slots.next_after(slot) - slot) / 2):
+        slot = slots.latest_until(slot - _RESOLUTION)
     excused = slot is not None and under_way is not None and under_way <= slot
     for _ in range(SLOTS_ALLOWED - 1 + excused):
-        slot = slot and _before(schedule, slot)
+        slot = slot and slots.latest_until(slot - _RESOLUTION)
     return slot
-
-
-def _before(schedule: Schedule, slot: dt.datetime) -> dt.datetime | None:
-    return schedule.slots.latest_until(slot - RESOLUTION)

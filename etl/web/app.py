@@ -175,8 +175,12 @@ def pages(site: Site) -> list[BaseRoute]:
     ]
 
 
-def application(site: Site, routes: Sequence[BaseRoute], hosts: Collection[str]) -> Starlette:
-    """``routes`` as they are, and the pages with their headers, all of them for our own names only."""
+def create_app(site: Site, routes: Sequence[BaseRoute] = (), hosts: Collection[str] = ()) -> Starlette:
+    """The pages over a database whose schema is current; they only read.
+
+    ``routes`` come first, and do not get the pages' headers. Everything answers to addresses, to localhost and to
+    ``hosts`` only (the name that is listened on, and those of the settings).
+    """
     inner = Starlette(
         routes=pages(site),
         middleware=[Middleware(SecurityHeaders), Middleware(ConcurrencyLimit, most=PAGES_AT_ONCE)],

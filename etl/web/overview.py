@@ -12,6 +12,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -32,6 +33,7 @@ from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
 from etl.report.rows import SyncRun
 from etl.report.summaries import Scope
+from etl.system.background import BackgroundLoop
 from etl.web.labels import ago
 from etl.web.rendering import PLOTLY, asset, render
 
@@ -39,6 +41,7 @@ PERIODS: Final = (7, 30, 90, 365)
 """Periods of the plots, in days."""
 USUAL_PERIOD: Final = 30
 
+_LOOK_AGAIN_SECONDS: Final = 30
 _SHOWN: Final = 20
 _RUNS: Final = 20
 """Enough to include one that has ended: fewer schedules run at once."""
@@ -101,13 +104,17 @@ def period(now: dt.datetime, days: int, zone: dt.tzinfo = dt.UTC) -> Scope:
     return Scope(today - dt.timedelta(days=days - 1), today, zone=zone)
 
 
-def count_ahead(engine: Engine, now: dt.datetime) -> None:
-    """Count what the first page shows, in a thread, where that takes long and has not been done since the last change.
-    Raises DatabaseError."""
-    with short_transaction(engine) as connection:
-        entries = summaries.entries(connection)
-        if entries > MANY:
-            counted_sums(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
+def counting_ahead(engine: Engine, now: Callable[[], dt.datetime]) -> BackgroundLoop:
+    """Counts the sums of the first page before somebody asks for it, where they take long. ``engine``: the pages'."""
+
+    def step() -> float:
+        with suppress(DatabaseError), short_transaction(engine) as connection:  # the service itself reports the error
+            entries = summaries.entries(connection)
+            if entries > MANY:
+                counted_sums(connection, period(now(), USUAL_PERIOD), now().astimezone(dt.UTC).date(), entries)
+        return _LOOK_AGAIN_SECONDS
+
+    return BackgroundLoop("sums-ahead", step, stop_within_seconds=1.0)
 
 
 _LINKS: Final = {
@@ -266,15 +273,21 @@ def _keep(known: KnownSums, scope: Scope, state: tuple[Any, ...], values: dict[s
 # -------------------------------------------------------------------------------------------------------- the report
 
 
-def write_report(
+def report_html(
     engine: Engine,
+    *,
     now: dt.datetime,
     file: Path,
-    schedules: Sequence[Schedule] | None,
     coverage_gap: dt.timedelta,
-    scope: Scope | None,
+    schedules: Sequence[Schedule] | None = None,
+    scope: Scope | None = None,
 ) -> None:
-    """The overview in one file that needs, and allows, nothing else; see ``etl.web.report_html``."""
+    """Write the overview and the latest changes as one HTML file that needs, and allows, nothing else; it appears whole
+    or not at all.
+
+    Which targets are overdue is said only where the ``schedules`` are given. Without a ``scope`` the plots have thirty
+    days of all organisations. Raises UsageError where the place cannot be used, DatabaseError.
+    """
     asked = scope or period(now, USUAL_PERIOD)
     with short_transaction(engine) as connection:
         known = (

@@ -22,7 +22,7 @@ from etl.config.slots import time_zone
 from etl.errors import DatabaseError
 from etl.export import csv_pages, jsonl_pages
 from etl.report.conditions import Condition
-from etl.report.health import TargetSummary
+from etl.report.health import TargetSummary, summary_within
 from etl.report.listings import Filter, ListView
 from etl.report.reading import short_transaction, stream
 from etl.report.rows import Column, columns_of
@@ -40,16 +40,21 @@ _LAST_PAGE: Final = 100_000
 
 
 class Site(NamedTuple):
-    """Passed to every page; see ``etl.web.create_app``."""
+    """What every page knows."""
 
     engine: Engine
+    """One of its own, so that no page keeps a run waiting for a connection."""
     now: Callable[[], dt.datetime]
     next_fire_times: Callable[[], dict[str, dt.datetime]]
     role: Callable[[], str]
-    read_health: Callable[[Connection, dt.datetime], TargetSummary]
     coverage_gap: dt.timedelta
+    """After a longer silence the page says so."""
+    read_health: Callable[[Connection, dt.datetime], TargetSummary] = summary_within
+    """How the targets are, and which of them are overdue where the schedules are known."""
     enos_zone: dt.tzinfo | None = None
+    """Where EnOS's own times are from; they are compared with ours where that is known."""
     own: Callable[[], Sequence[Condition]] = lambda: ()
+    """What is wrong with the service itself."""
 
 
 # ---------------------------------------------------------------------------------------------------- the parameters

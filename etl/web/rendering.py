@@ -12,19 +12,23 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-import jinja2
-from jinja2.filters import do_mark_safe
-from jinja2.utils import htmlsafe_json_dumps
-
 from etl.config.slots import quartz_in_words
 from etl.domain.holds import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
+from etl.errors import UsageError
 from etl.printable import counted
 from etl.report.details import event_detail_sentence
 from etl.report.listings import STATUSES
 from etl.report.summaries import CYCLES
 from etl.web import figures, labels
+
+try:
+    import jinja2
+    from jinja2.filters import do_mark_safe
+    from jinja2.utils import htmlsafe_json_dumps
+except ImportError as error:
+    raise UsageError("The page needs jinja2: pip install 'flowtrail[web]'") from error
 
 PLOTLY: Final = "plotly-basic.min.js"
 """A built file of plotly.js, which `make plotly` brings; its licence lies beside it."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from etl.web import report_html
 from etl.web.labels import target_path, workflow_path
+from etl.web.overview import report_html
 from tests.support.browser import (
     COVERAGE_GAP,
     HOSTILE_NAME,

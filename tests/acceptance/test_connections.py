@@ -19,8 +19,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from etl.system.descriptors import allocate
-from etl.web import HttpServer
 from etl.web.security import ConcurrencyLimit
+from etl.web.server import HttpServer
 from tests.support.enos import LocalGateway
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
 
@@ -198,7 +198,7 @@ def test_the_page_takes_no_descriptor_that_database_and_gateway_need(allowed: in
 SHORT_OF_DESCRIPTORS = """
 import resource, socket, sys
 from etl import log
-from etl.web import HttpServer
+from etl.web.server import HttpServer
 from starlette.responses import PlainTextResponse
 
 def allow(more):

@@ -29,8 +29,8 @@ from etl.database import connect
 from etl.domain.model import Target
 from etl.service.replica import STUCK_SECONDS
 from etl.system.clock import utc_now
-from etl.web import HttpServer
 from etl.web.health import Health, health_only, health_routes
+from etl.web.server import HttpServer
 from tests.support import postgres as local_postgres
 from tests.support.enos import Fault, LocalGateway
 from tests.support.postgres import free_port

@@ -6,6 +6,7 @@ import datetime as dt
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from etl.config import Schedule
-from etl.config.slots import Cron, Every, Slots
+from etl.config.slots import Cron, Every
 from etl.domain.model import Origin, RunStatus, Target
 from etl.errors import DatabaseUnreachable
 from etl.report import health
@@ -27,8 +28,8 @@ HOUR = dt.timedelta(hours=1)
 HOURLY = Every(HOUR)
 
 
-def schedule(*targets: Target, slots: Slots = HOURLY, jitter: dt.timedelta = dt.timedelta(0)) -> Schedule:
-    return Schedule(name="plants", path=Path("plants.toml"), slots=slots, jitter=jitter, targets=targets)
+def schedule(*targets: Target) -> Schedule:
+    return Schedule(name="plants", path=Path("plants.toml"), slots=HOURLY, targets=targets)
 
 
 def run(
@@ -52,10 +53,10 @@ def overdue(engine: Engine, of: Schedule, now: dt.datetime, known_since: dt.date
 
 
 def test_a_weekday_cron_is_not_waited_for_on_sunday() -> None:
-    office = schedule(slots=Cron("0 9 * * 1-5", "UTC"))
+    found = partial(third_last_slot, Cron("0 9 * * 1-5", "UTC"), dt.timedelta(0))
     sunday = dt.datetime(2026, 3, 8, 18, tzinfo=dt.UTC)
-    assert third_last_slot(office, sunday) == dt.datetime(2026, 3, 4, 9, tzinfo=dt.UTC), "Friday's, Thursday's, this"
-    assert third_last_slot(office, sunday + dt.timedelta(hours=14)) == third_last_slot(office, sunday)
+    assert found(sunday) == dt.datetime(2026, 3, 4, 9, tzinfo=dt.UTC), "Friday's, Thursday's, this"
+    assert found(sunday + dt.timedelta(hours=14)) == found(sunday)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,9 @@ def test_a_weekday_cron_is_not_waited_for_on_sunday() -> None:
 def test_a_slot_has_passed_when_its_run_had_its_time(
     minutes: float, jitter: int, under_way: int | None, hour: int
 ) -> None:
-    hourly = schedule(jitter=dt.timedelta(minutes=jitter))
     noon = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
     run = None if under_way is None else noon.replace(hour=under_way)
-    found = third_last_slot(hourly, noon + dt.timedelta(minutes=minutes), run)
+    found = third_last_slot(HOURLY, dt.timedelta(minutes=jitter), noon + dt.timedelta(minutes=minutes), run)
     assert found == noon.replace(hour=hour)
 
 

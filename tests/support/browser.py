@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,16 @@ import requests
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 from requests import Response
 from sqlalchemy import Engine
+from starlette.routing import BaseRoute
 
 from etl.database import connect
 from etl.domain import verdict
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
 from etl.store import NewRun
-from etl.web import HttpServer, create_app
+from etl.web.app import create_app
+from etl.web.page import Site
+from etl.web.server import HttpServer
 from tests.support.builders import UNCHECKED, Diary, after, flow, numbered
 
 NOW = after(days=38, hours=5)
@@ -117,12 +120,14 @@ def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     once.dispose()
 
 
-def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
+def site(
+    engine: Engine, now: dt.datetime = NOW, routes: Sequence[BaseRoute] = (), hosts: Sequence[str] = (), **more: Any
+) -> HttpServer:
     """A server of the pages on a free port, not started yet."""
     fires = {"plants": now + dt.timedelta(minutes=7)}
     given = {"coverage_gap": COVERAGE_GAP, **more}
-    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **given)
-    return HttpServer(app, "127.0.0.1", 0)
+    known = Site(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **given)
+    return HttpServer(create_app(known, routes, hosts), "127.0.0.1", 0)
 
 
 @pytest.fixture

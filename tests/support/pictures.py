@@ -15,7 +15,9 @@ from etl.database import connect, upgrade
 from etl.demo.world import World
 from etl.domain.model import Target
 from etl.report.health import read_within
-from etl.web import HttpServer, create_app
+from etl.web.app import create_app
+from etl.web.page import Site
+from etl.web.server import HttpServer
 from tests.support.builders import GAP
 from tests.support.enos import Fault, LocalGateway
 from tests.support.house import House
@@ -58,7 +60,7 @@ def main() -> None:
             live(house, targets)
         house.offset = dt.timedelta(0)
         schedules = [Schedule(name="plants", path=Path("plants.toml"), slots=EVERY, targets=tuple(targets))]
-        app = create_app(
+        site = Site(
             engine,
             now=house.now,
             next_fire_times=lambda: {"plants": EVERY.next_after(house.now())},
@@ -67,7 +69,7 @@ def main() -> None:
             read_health=lambda connection, at: read_within(connection, schedules, at),
         )
         FOLDER.mkdir(exist_ok=True)
-        with HttpServer(app, "127.0.0.1", 0) as server, sync_playwright() as play:
+        with HttpServer(create_app(site), "127.0.0.1", 0) as server, sync_playwright() as play:
             browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1260, "height": 1000}, color_scheme="light")
             page.goto(server.url)
