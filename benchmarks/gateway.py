@@ -246,7 +246,7 @@ def running(shape: world.Shape, certificate: str = "") -> Iterator[Gateway]:
 
 def main() -> None:
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(world.Shape(*map(int, sys.argv[1:4])), *sys.argv[4:]))
+        asyncio.run(serve(world.Shape(*map(int, sys.argv[1:5])), *sys.argv[5:]))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Shape(NamedTuple):
     flows: int
     ids: int = 0
     """So many workflow ids among all lists, which then overlap, as those of an organisation's users; 0: they do not."""
+    quarrel: int = 0
+    """1: each target is told another name of the same workflow."""
 
     @property
     def rows(self) -> int:
@@ -33,6 +35,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = {"A": Shape(200, 500), "B": Shape(2_000, 20), "C": Shape(1, 100_000), "D": Shape(20_000, 5)}
+SHAPES["quarrel"] = Shape(200, 500, 500, quarrel=1)
 
 
 class Row(NamedTuple):
@@ -122,7 +125,7 @@ def _flow(shape: Shape, number: int) -> tuple[str, str, str, bool]:
     which = _workflow(shape, number)
     return (
         str(100_000 + which),
-        f"{WORDS[which % 8]}_{which}",
+        f"{WORDS[which % 8]}_{which}" + shape.quarrel * f"_{number // shape.flows}",
         CYCLES[which * 7 % 5],
         number % 3 != 0,
     )
