@@ -1,4 +1,4 @@
-"""docs/cli.md and docs/settings.md, generated from the program by ``make docs``; a test keeps them current."""
+"""What ``make docs`` writes from the program into docs/cli.md and docs/settings.md; a test keeps it current."""
 
 from __future__ import annotations
 
@@ -18,61 +18,24 @@ PAGE = ROOT / "docs" / "cli.md"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 SAMPLE = ROOT / "etl" / "cli" / "flowtrail.toml"
 
-BEFORE = """\
-# The command line
-
-<!-- Made by `make docs` from the program: change the program, not this page. -->
-
-After this page you can look up any command, option, exit code and variable.
-
-    flowtrail [--config FILE] COMMAND [OPTIONS] [ARGUMENTS]
-
-{help} `python -m etl` is the same program. Results go to standard output, the log and complaints to standard error;
-`--json`, where there is one, prints data whose keys are the column names of the view behind it. Every command takes
-`-h` or `--help`.
-
-`flowtrail --install-completion` teaches bash, zsh or fish to complete commands, options and the names of
-schedules; `flowtrail --show-completion` prints what it would install.
-
-Only `sync`, `plan`, `serve`, `check` and `guard approve` need the gateway's address and key: for all others a settings
-file with `[database] url` is enough.
-
-## Commands
-
-"""
-
-AFTER = """\
-## Exit status
-
-| code | meaning |
-|---|---|
-| 0 | Done. A target that is `stale` is no failure: a newer observation won. |
-| 1 | Some target failed or was held; `verify`, `check` or `db check` found a problem; or the output was lost. |
-| 2 | The command line, the settings or the Dask cluster cannot be used; nothing was done. |
-| 3 | The database cannot be reached, is damaged, or has another schema; the message names the command that helps. |
-| 4 | `serve --no-standby` found another replica active. |
-
-## Files
-
-| file | what it is |
-|---|---|
-| `flowtrail.toml` | the settings: `--config`, else `$FLOWTRAIL_CONFIG`, else in the current folder |
-| `schedules/*.toml` | a schedule each, in the folder that `schedules_dir` names |
-| `flowtrail.db` | the SQLite database beside the settings, unless `[database] url` names another |
-
-## Environment
-
-`FLOWTRAIL_CONFIG` names the settings file. Each of these overrides its setting; `FLOWTRAIL_GATEWAY__SECRET_KEY` is the
-secret key, which has no place in the file.
-
-"""
-
 
 def page() -> str:
-    """The whole page, as the program is now."""
-    context = click.Context(app, info_name="flowtrail")
-    commands = "\n".join(_commands(app, context))
-    return BEFORE.format(help=app.help) + commands + "\n" + AFTER + _environment()
+    """docs/cli.md with the commands and the variables of the program as it is now."""
+    commands = "\n".join(_commands(app, click.Context(app, info_name="flowtrail")))
+    text = _remade(PAGE.read_text("utf-8"), "## Commands\n\n", "\n## Exit status", commands)
+    return _remade(text, "which has no place in the file.\n\n", "", _environment())
+
+
+def settings_page() -> str:
+    """docs/settings.md with the tables of the commented sample."""
+    tables = "\n".join(_settings(SAMPLE.read_text("utf-8")))
+    return _remade(SETTINGS_PAGE.read_text("utf-8"), "the key and the remedy.\n\n", "\n\n## A schedule", tables)
+
+
+def _remade(page: str, begins: str, ends: str, made: str) -> str:
+    """The page with something else between these words; up to its end if ``ends`` is empty."""
+    before = page.index(begins) + len(begins)
+    return page[:before] + made + (page[page.index(ends, before) :] if ends else "")
 
 
 def _commands(group: Any, context: Any) -> Iterator[str]:
@@ -135,42 +98,6 @@ def _environment() -> str:
     return "".join(f"- `{name}`\n" for name in names)
 
 
-SETTINGS_BEFORE = """\
-# Settings
-
-<!-- Made by `make docs` from the file that `flowtrail init` writes: change that, not this page. -->
-
-After this page you can set everything that can be set, and write a schedule.
-
-One file, `flowtrail.toml` (`--config PATH`, else `$FLOWTRAIL_CONFIG`, else `./flowtrail.toml`). Every value can come
-from the environment instead: `[gateway] url` is `FLOWTRAIL_GATEWAY__URL`. Unknown keys are errors, and all problems are
-reported at once, each with the file, the key and the remedy.
-
-"""
-
-SETTINGS_AFTER = """
-## A schedule
-
-A schedule is a file in `schedules/`; its name is the file name without `.toml`. `cron` has the usual five fields
-(Sunday is 0 or 7):
-
-```toml
-cron = "*/15 * * * *"                # or every = "15m"
-timezone = "Asia/Shanghai"           # default UTC
-jitter = "20s"
-# coverage_gap = "36h"               # and details = "changed": this schedule's own
-# ping_url = "https://hc-ping.com/..."   # pinged at each run's start and end: a dead man's switch
-
-[[targets]]
-org = "o15427722038191"
-users = ["u15426865866571", "u15426865866572"]   # or "all": everybody of the organisation, as EnOS lists them
-# expression = "settlement"          # optional: only workflows that match
-
-# or, for many: targets_file = "plants.csv"   (columns org,user[,expression])
-```
-
-Put all users of an organisation in one schedule: organisation-level events are derived run by run.
-"""
 _ABOUT: dict[str, str] = {
     "gateway": "EnOS, and how it is asked: [enos](enos.md), [who changed it](enos.md#who-changed-it).",
     "database": "Where the trail is: [keep](keep.md).",
@@ -184,11 +111,6 @@ _ABOUT: dict[str, str] = {
     "log": "Its events: [monitoring](monitoring.md).",
     "scale": "Several machines: [scale](scale.md).",
 }
-
-
-def settings_page() -> str:
-    """The whole page, from the commented sample."""
-    return SETTINGS_BEFORE + "\n".join(_settings(SAMPLE.read_text("utf-8"))) + "\n" + SETTINGS_AFTER
 
 
 def _settings(sample: str) -> Iterator[str]:

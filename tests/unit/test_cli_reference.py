@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from etl.cli import app
 from tests.support import cli_reference
 from tests.support.program import Program
 
@@ -18,6 +19,7 @@ def test_the_reference_agrees_with_the_program() -> None:
 
 def test_the_reference_names_every_command_option_and_variable() -> None:
     page = cli_reference.page()
+    assert str(app.help) in page
     assert "### flowtrail guard approve\n\n    flowtrail guard approve [OPTIONS] [ORG] [USER]" in page
     assert "| `--format {csv,jsonl,parquet}` | by the suffix of the file, else csv |" in page
     assert "- `FLOWTRAIL_GATEWAY__URL`\n" in page
