@@ -36,7 +36,8 @@ from etl.service.replica import Service
 from etl.service.runs import Identity, RunHooks
 from etl.service.verification import TimeStamps, Verification
 from etl.store import Store
-from etl.sync import RemoteExecutor, RunReport
+from etl.sync import RunReport
+from etl.sync.cluster import Cluster
 from etl.system import descriptors
 from etl.system.background import BackgroundLoop
 from etl.system.clock import utc_now
@@ -218,7 +219,7 @@ class OwnConditions:
             found.append(Condition("clock_off", f"The gateway's clock is {said}", "gateway"))
         return found
 
-    def remote(self) -> RemoteExecutor | None:
+    def remote(self) -> Cluster | None:
         """The cluster, where there is one that can be reached."""
         if self._app.cluster is None:
             return None

@@ -20,7 +20,8 @@ from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.report.conditions import Condition
 from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
 from etl.service.scheduler import Scheduler
-from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext
+from etl.sync import DetailLimits, Rosters, RunContext
+from etl.sync.cluster import Cluster
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
@@ -71,7 +72,7 @@ class Service:
         clock: Callable[[], dt.datetime],
         hooks: RunHooks = RunHooks(),  # noqa: B008 - a constant
         became: Callable[[str], None] = lambda role: None,
-        remote: Callable[[], RemoteExecutor | None] = lambda: None,
+        remote: Callable[[], Cluster | None] = lambda: None,
         rosters: Rosters | None = None,
         details: Callable[[Schedule], DetailLimits | None] = lambda schedule: None,
     ) -> None:

@@ -22,7 +22,8 @@ from etl.config.slots import is_served
 from etl.domain.model import Origin
 from etl.errors import DatabaseError
 from etl.store import NewRun
-from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext, RunLogger, RunReport, organisations
+from etl.sync import DetailLimits, Rosters, RunContext, RunLogger, RunReport, organisations
+from etl.sync.cluster import Cluster
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -76,7 +77,7 @@ class ScheduleRuns:
         stopping: Callable[[], bool],
         hooks: RunHooks,
         ended: Callable[[Schedule], None],
-        remote: Callable[[], RemoteExecutor | None],
+        remote: Callable[[], Cluster | None],
         details: Callable[[Schedule], DetailLimits | None],
     ) -> None:
         """``ended`` is called after every run that did not crash, with or without a report."""

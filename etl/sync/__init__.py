@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.details import DetailLimits
-from etl.sync.dispatch import RemoteExecutor, settle_remaining
-from etl.sync.messages import BatchResult, RunOptions
-from etl.sync.result import Details, RunReport, Tally, TargetIssue
+from etl.sync.result import BatchResult, Details, RunOptions, RunReport, Tally, TargetIssue
 from etl.sync.rosters import Refreshed, Rosters, organisations
 from etl.sync.run_logger import RunLogger
 from etl.sync.runner import plan, run
@@ -17,7 +15,6 @@ __all__ = [
     "DetailLimits",
     "Details",
     "Refreshed",
-    "RemoteExecutor",
     "Rosters",
     "RunContext",
     "RunLogger",
@@ -28,5 +25,4 @@ __all__ = [
     "organisations",
     "plan",
     "run",
-    "settle_remaining",
 ]

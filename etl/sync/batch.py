@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager
@@ -33,9 +33,8 @@ from etl.store import STALE, RunBegun, Store, TooManyRemovals
 from etl.store.bulk import grouped
 from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
 from etl.sync.judging import Judge
-from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import PendingAnswer
-from etl.sync.result import Tally
+from etl.sync.result import BatchResult, RunOptions, Tally, TargetIssue
 
 BATCH_SIZE: Final = 500
 """Targets per batch: their fences are read in one statement."""
@@ -95,20 +94,44 @@ class Batch:
 
         Raises DatabaseUnreachable if the database has gone for good; what was applied before stays.
         """
-        return self.settle_fences(self.fences(targets))
+        return self._settle(self._fences(targets))
 
-    def settle_fences(self, fences: Sequence[Fence]) -> BatchResult:
-        """As ``settle``, of targets whose fences have been read. What was written since then makes an answer stale."""
-        with (
-            structlog.contextvars.bound_contextvars(run_id=self._options.run_id),
-            self._writing() as write,
-            closing(self._fetcher(fences).groups()) as groups,
-        ):
-            for group in groups:
-                write(self._judge_group(group))
-        return self._settled()
+    def settle_remaining(self, targets: Sequence[Target]) -> BatchResult:
+        """As ``settle``, of targets that a process may have begun before it was killed. Those that this run has written
+        are counted as written, and those that it has observed unchanged as unchanged; only the others are asked.
 
-    def fences(self, targets: Sequence[Target]) -> list[Fence]:
+        Of an unchanged target, the only trace of the run is a longer span. If another run may have extended it, the
+        target is asked again. The fences are read first: so what a lost process writes after the look makes the answer
+        here stale.
+        """
+        run_id, began_at = self._options.run_id, self._options.began_at
+        assert run_id is not None  # noqa: S101 - a plan has no other process
+        fences = self._fences(targets)
+        done = self._context.store.written_by(run_id, targets)
+        seen: set[Target] = set()
+        if began_at is not None and self._options.second is None:  # `verify` wants one observation, of first answers
+            left = [target for target in targets if target not in done]
+            seen = self._context.store.observed_by(run_id, began_at, left)
+        tally, found = self._settle([each for each in fences if each.target not in done and each.target not in seen])
+        tally.verdicts += Counter(unchanged=len(seen))
+        missing = Counter(found.missing)
+        for target, written in done.items():
+            tally.verdicts[written.verdict] += 1
+            tally.changes.update(written.changes)
+            missing[target.org_id] += written.changes.get("removed", 0)
+            if written.issue is not None:
+                tally.add_issues([TargetIssue(target, written.verdict, written.issue)])
+                missing[target.org_id] += written.issue.missing
+        return BatchResult(tally, found._replace(missing=missing))
+
+    def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
+        """Write the outcomes of pending answers that can be decided now."""
+        for some in grouped(undecided, attrgetter("flows"), FLOWS_A_GROUP):
+            states = self._context.store.states([each.fence.target_id for each in some])
+            self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
+        return BatchResult(self._tally, self._judge.found())
+
+    def _fences(self, targets: Sequence[Target]) -> list[Fence]:
         """The fences of ``targets``, in their order. Raises DatabaseUnreachable and RunClosed."""
         run_id, began_at = self._options.run_id, self._options.began_at
         if run_id is None or began_at is None:
@@ -116,12 +139,17 @@ class Batch:
         fences = self._context.store.fences(targets, run=RunBegun(run_id, began_at))
         return [msgspec.structs.replace(fence, run_began_at=began_at) for fence in fences]
 
-    def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
-        """Write the outcomes of pending answers that can be decided now."""
-        for some in grouped(undecided, attrgetter("flows"), FLOWS_A_GROUP):
-            states = self._context.store.states([each.fence.target_id for each in some])
-            self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
-        return self._settled()
+    def _settle(self, fences: Sequence[Fence]) -> BatchResult:
+        """Settle targets whose fences have been read. What was written since then makes an answer stale."""
+        fetcher = Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
+        with (
+            structlog.contextvars.bound_contextvars(run_id=self._options.run_id),
+            self._writing() as write,
+            closing(fetcher.groups()) as groups,
+        ):
+            for group in groups:
+                write(self._judge_group(group))
+        return BatchResult(self._tally, self._judge.found())
 
     @contextmanager
     def _writing(self) -> Iterator[Callable[[Sequence[Outcome]], None]]:
@@ -139,12 +167,6 @@ class Batch:
                 under_way.popleft().result()
         finally:
             wait(under_way)
-
-    def _settled(self) -> BatchResult:
-        return BatchResult(self._tally, self._judge.found())
-
-    def _fetcher(self, fences: Sequence[Fence]) -> Fetcher:
-        return Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
 
     def _fetch_safely(self, fence: Fence) -> Fetched:
         """Fetch without ever raising: the consumer would wait for the answer for ever.
@@ -201,24 +223,20 @@ class Batch:
         return Fetched(fence, _without_bytes(snapshot, kept), differs=True)
 
     def _judge_group(self, group: Sequence[Fetched]) -> list[Outcome]:
-        self._tally.interrupted += sum(fetched.answer is None for fetched in group)
         self._judge.answered(fetched.fence.target for fetched in group)
-        outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
-        outcomes += [
-            verdict.unchanged(fetched.fence, fetched.answer, fetched.fence.coverage_gap)
-            for fetched in group
-            if isinstance(fetched.answer, Snapshot) and not fetched.differs
-        ]
-        outcomes += self._judge.judge(self._with_states([fetched for fetched in group if fetched.differs]))
-        return outcomes
-
-    def _with_states(self, differing: Sequence[Fetched]) -> list[tuple[Fence, State, Snapshot]]:
-        states = self._context.store.states([fetched.fence.target_id for fetched in differing if fetched.fence.version])
-        return [
-            (fetched.fence, states.get(fetched.fence.target_id, State({})), fetched.answer)
-            for fetched in differing
-            if isinstance(fetched.answer, Snapshot)
-        ]
+        outcomes, differing = list[Outcome](), list[tuple[Fence, Snapshot]]()
+        for fence, answer, differs in group:
+            if answer is None:
+                self._tally.interrupted += 1
+            elif isinstance(answer, GatewayError):
+                outcomes.append(verdict.failed(fence, answer))
+            elif differs:
+                differing.append((fence, answer))
+            else:
+                outcomes.append(verdict.unchanged(fence, answer, fence.coverage_gap))
+        states = self._context.store.states([fence.target_id for fence, _ in differing if fence.version])
+        known = [(fence, states.get(fence.target_id, State({})), snapshot) for fence, snapshot in differing]
+        return [*outcomes, *self._judge.judge(known)]
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:

@@ -26,7 +26,7 @@ from etl.config import Policy
 from etl.domain.model import Target
 from etl.errors import ClusterError, FlowtrailError, UsageError
 from etl.sync.batch import RunContext
-from etl.sync.messages import BatchResult, RunOptions
+from etl.sync.result import BatchResult, RunOptions
 
 _CONNECT_SECONDS: Final = 5.0
 _WATCH_SECONDS: Final = 0.25

@@ -11,7 +11,7 @@ import datetime as dt
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from typing import Final
 
 import msgspec
@@ -38,12 +38,10 @@ class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
 def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> Details:
     """Ask once for each workflow that the run found changed, store the answers, and return how it went. Raises
     RunClosed if the run was declared dead and sealed meanwhile."""
-    give_up_at = time.monotonic() + limits.within.total_seconds()
     log = structlog.get_logger(__name__)
     try:
         changed = context.store.changed_workflows(run_id, limits.most + 1)
-        asked = changed[: limits.most]
-        done = _DetailFetcher(context, run_id, limits, give_up_at).fetch(asked)
+        done = _fetch(context, run_id, limits, changed[: limits.most])
     except RunClosed:
         raise
     except DatabaseError as error:
@@ -58,47 +56,36 @@ def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> D
     return done
 
 
-class _DetailFetcher:
-    def __init__(self, context: RunContext, run_id: int, limits: DetailLimits, give_up_at: float) -> None:
-        self._context = context
-        self._run_id = run_id
-        self._keep_body = limits.keep_body
-        self._give_up_at = give_up_at
-        self._breaker = CircuitBreaker(context.down_after)
+def _fetch(context: RunContext, run_id: int, limits: DetailLimits, changed: Sequence[Changed]) -> Details:
+    """Ask in groups of as many as may be in flight; each group is written when it has come."""
+    give_up_at = time.monotonic() + limits.within.total_seconds()
+    breaker = CircuitBreaker(context.down_after)
 
-    def fetch(self, changed: Sequence[Changed]) -> Details:
-        """Ask in groups of as many as may be in flight; each group is written when it has come."""
-        kept, codes, left_out = 0, Counter[str](), 0
-        size = self._context.in_flight
-        for group in (changed[start : start + size] for start in range(0, len(changed), size)):
-            answers = self._group(group)
-            found = [each for each in answers if isinstance(each, Detail)]
-            if found:
-                self._context.store.add_details(self._run_id, found, keep_body=self._keep_body)
-            kept += len(found)
-            codes.update(each for each in answers if isinstance(each, str))
-            left_out += answers.count(None)
-        commonest = dict(codes.most_common(_CODES_REPORTED))
-        return Details(asked=kept + codes.total(), failed=codes.total(), left_out=left_out, codes=commonest)
-
-    def _group(self, group: Sequence[Changed]) -> list[Detail | str | None]:
-        work: list[Future[Detail | str | None]] = [
-            self._context.fetchers.submit(contextvars.copy_context().run, self._one, changed) for changed in group
-        ]
-        wait(work)
-        return [each.result() for each in work]
-
-    def _one(self, changed: Changed) -> Detail | str | None:
+    def ask(one: Changed) -> Detail | str | None:
         """The detail, the code of the error, or None if nothing was asked."""
-        left = self._give_up_at - time.monotonic()
-        if left <= 0 or self._breaker.is_open or self._context.stop.is_set():
+        left = give_up_at - time.monotonic()
+        if left <= 0 or breaker.is_open or context.stop.is_set():
             return None
         try:
-            detail = self._context.gateway.detail(*changed, left)
+            detail = context.gateway.detail(*one, left)
         except Interrupted:
             return None
         except GatewayError as error:
-            self._breaker.saw(error)
+            breaker.saw(error)
             return error.code
-        self._breaker.saw(None)
+        breaker.saw(None)
         return detail
+
+    kept, codes, left_out, size = 0, Counter[str](), 0, context.in_flight
+    for group in (changed[start : start + size] for start in range(0, len(changed), size)):
+        work = [context.fetchers.submit(contextvars.copy_context().run, ask, one) for one in group]
+        wait(work)
+        answers = [each.result() for each in work]
+        found = [each for each in answers if isinstance(each, Detail)]
+        if found:
+            context.store.add_details(run_id, found, keep_body=limits.keep_body)
+        kept += len(found)
+        codes.update(each for each in answers if isinstance(each, str))
+        left_out += answers.count(None)
+    commonest = dict(codes.most_common(_CODES_REPORTED))
+    return Details(asked=kept + codes.total(), failed=codes.total(), left_out=left_out, codes=commonest)

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import msgspec
 
 from etl.domain import guard, verdict
-from etl.domain.guard import Decision, Limits, Sum
+from etl.domain.guard import Decision, Limits, Ruling, Sum
 from etl.domain.holds import Approval, code, held_set
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Malformed
 from etl.store import Removals
-from etl.sync.messages import RunOptions
-from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RemovalSums
+from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, SecondRound
+from etl.sync.result import RunOptions
 
 
 class AssessedAnswer(NamedTuple):
@@ -57,7 +57,7 @@ class Judge:
         self._undecided: list[PendingAnswer] = []
         self._options = options
         self._limits = limits
-        self._sums = None if options.second is None else RemovalSums(options.second)
+        self._sums = None if options.second is None else options.second.copy()
         self._removing: dict[int, AssessedAnswer] = {}
         """Answers whose removals are believed but not written yet: other runs may still remove too much before that."""
         self._waiting_flows = 0
@@ -101,12 +101,9 @@ class Judge:
     def decide(self, waiting: Sequence[tuple[State, PendingAnswer]]) -> Iterator[Outcome]:
         """The outcomes of pending answers that can be decided now."""
         assert self._sums is not None  # noqa: S101 - only second answers wait
-        for state, undecided in waiting:
-            each = AssessedAnswer(
-                undecided.fence, state, undecided.snapshot, self._decide(undecided.fence, state, undecided.snapshot)
-            )
-            believed = self._sums.ruling(each.org_id, undecided.emptied) == "believe"
-            yield self._believed(each) if believed else self._held(each, self._sums, undecided.emptied)
+        for state, (fence, snapshot) in waiting:
+            each = AssessedAnswer(fence, state, snapshot, self._decide(fence, state, snapshot))
+            yield self._ruled(each, self._sums.ruling(each.org_id, not snapshot.flows), self._sums)
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
         """The outcomes with the removals in these organisations held, because other runs have removed too much
@@ -147,38 +144,35 @@ class Judge:
                 self._count(each)
                 yield self._outcome(each, each.decision)
 
-    def _judge_second(self, assessed: Sequence[AssessedAnswer], sums: RemovalSums) -> Iterator[Outcome]:
+    def _judge_second(self, assessed: Sequence[AssessedAnswer], sums: SecondRound) -> Iterator[Outcome]:
         """Count all of them before judging the first."""
         for each in assessed:
             self._count(each)
             sums.saw(each.fence.target, each.missing, each.emptied)
         for each in assessed:
             ruling = sums.ruling(each.org_id, each.emptied) if each.decision.removes else "believe"
-            if ruling == "wait" and self._has_room(each):
-                self._undecided.append(PendingAnswer(each.fence, each.snapshot, each.emptied))
-            elif ruling == "believe":
-                yield self._believed(each)
+            if ruling == "wait" and self._has_room(pending := PendingAnswer(each.fence, each.snapshot)):
+                self._undecided.append(pending)
             else:
-                yield self._held(each, sums, each.emptied)
+                yield self._ruled(each, ruling, sums)
 
     def _count(self, assessed: AssessedAnswer) -> None:
         self._missing[assessed.org_id] += assessed.missing
         self._emptied += assessed.emptied
 
-    def _has_room(self, assessed: AssessedAnswer) -> bool:
-        self._waiting_flows += PendingAnswer(assessed.fence, assessed.snapshot, False).flows
+    def _has_room(self, pending: PendingAnswer) -> bool:
+        self._waiting_flows += pending.flows
         return self._waiting_flows <= WAITING_FLOWS
 
     # ----------------------------------------------------------------------------------------------------- outcomes
 
-    def _believed(self, assessed: AssessedAnswer) -> Outcome:
+    def _ruled(self, assessed: AssessedAnswer, ruling: Ruling, sums: SecondRound) -> Outcome:
+        if ruling != "believe":
+            reason = sums.reason(assessed.org_id, not assessed.snapshot.flows, self._limits)
+            return self._outcome(assessed, self._hold(assessed, reason))
         if assessed.decision.removes:
             self._removing[assessed.fence.target_id] = assessed
         return self._outcome(assessed, assessed.decision)
-
-    def _held(self, assessed: AssessedAnswer, sums: RemovalSums, emptied: bool) -> Outcome:
-        reason = sums.reason(assessed.org_id, emptied, self._limits)
-        return self._outcome(assessed, self._hold(assessed, reason))
 
     def _hold(self, assessed: AssessedAnswer, reason: str) -> Decision:
         return guard.hold_with_others(assessed.state.flows.keys(), assessed.answered, self._limits, reason)

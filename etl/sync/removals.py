@@ -3,7 +3,7 @@
 1. First answers: an answer is uncertain if it removes something, or if it is an empty first list. Only how much it
    would remove is kept: four bytes per target, and two numbers per organisation.
 2. Second answers: those targets are asked again, in batches. An answer that removes something is believed or held as
-   soon as the sums decide it, whatever the remaining targets may answer (``Sum.ruling``).
+   soon as the sums decide it, whatever the remaining targets may answer (``SecondRound.ruling``).
 3. If it depends on them, the answer waits in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows in all;
    beyond that, removals are held.
 
@@ -41,15 +41,41 @@ class Deferred(NamedTuple):
     """Whether that is all it has."""
 
 
-class SecondRound(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch of second answers knows about its run."""
+class SecondRound(msgspec.Struct, kw_only=True):
+    """What a batch of second answers knows about its run; the batch updates its own copy with each answer."""
 
     first: Mapping[Target, Deferred]
-    """The targets of the batch; ``orgs`` and ``emptied`` still include their first answers."""
-    orgs: Mapping[str, Sum]
+    """The targets of the batch; ``orgs`` and ``emptied`` include their first answers until they are asked."""
+    orgs: dict[str, Sum]
     emptied: Sum
     changes: Mapping[str, Mapping[ChangeKind, Sum]] = {}
     """By organisation and kind, the workflows that change in first answers."""
+
+    def copy(self) -> SecondRound:
+        return msgspec.structs.replace(self, orgs=dict(self.orgs))
+
+    def answered(self, target: Target) -> None:
+        """Drop the first answer of a target that was asked again."""
+        first = self.first[target]
+        self.emptied = self.emptied.plus(expected=-int(first.emptied))
+        self.orgs[target.org_id] = self.orgs[target.org_id].plus(expected=-first.removes)
+
+    def saw(self, target: Target, missing: int, emptied: bool) -> None:
+        """Count the workflows that a second answer newly lacks."""
+        self.emptied = self.emptied.plus(seen=int(emptied))
+        self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
+
+    def ruling(self, org_id: str, emptied: bool) -> Ruling:
+        """Whether a second answer that removes something is believed, held, or must wait: the stricter of two."""
+        rulings = {self.orgs[org_id].ruling, self.emptied.ruling if emptied else "believe"}
+        return "hold" if "hold" in rulings else "wait" if "wait" in rulings else "believe"
+
+    def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
+        """Why it is held."""
+        of_org = self.orgs[org_id]
+        if emptied and of_org.ruling == "believe":
+            return guard.reason_of_emptied(self.emptied)
+        return guard.reason_of_organisation(of_org, limits.window)
 
 
 class PendingAnswer(NamedTuple):
@@ -57,7 +83,10 @@ class PendingAnswer(NamedTuple):
 
     fence: Fence
     snapshot: Snapshot
-    emptied: bool
+
+    @property
+    def emptied(self) -> bool:
+        return not self.snapshot.flows
 
     @property
     def flows(self) -> int:
@@ -79,43 +108,6 @@ class BatchRemovals(NamedTuple):
     @property
     def unsettled(self) -> int:
         return len(self.deferred) + len(self.undecided)
-
-
-class RemovalSums:
-    """The sums of a run's removals as a batch knows them, updated with its own answers."""
-
-    def __init__(self, second_round: SecondRound) -> None:
-        self._first = second_round.first
-        self.orgs = dict(second_round.orgs)
-        self.emptied = second_round.emptied
-
-    def answered(self, target: Target) -> None:
-        """Drop the first answer of a target that was asked again."""
-        first = self._first[target]
-        self.emptied = self.emptied.plus(expected=-int(first.emptied))
-        self.orgs[target.org_id] = self.orgs[target.org_id].plus(expected=-first.removes)
-
-    def saw(self, target: Target, missing: int, emptied: bool) -> None:
-        """Count the workflows that a second answer newly lacks."""
-        self.emptied = self.emptied.plus(seen=int(emptied))
-        self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
-
-    def ruling(self, org_id: str, emptied: bool) -> Ruling:
-        """Whether a second answer that removes something is believed, held, or must wait."""
-        return ruling(self.orgs[org_id], self.emptied if emptied else None)
-
-    def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
-        """Why it is held."""
-        of_org = self.orgs[org_id]
-        if emptied and of_org.ruling == "believe":
-            return guard.reason_of_emptied(self.emptied)
-        return guard.reason_of_organisation(of_org, limits.window)
-
-
-def ruling(of_org: Sum, emptied: Sum | None) -> Ruling:
-    """The stricter of the two rulings."""
-    rulings = {of_org.ruling, emptied.ruling if emptied else "believe"}
-    return "hold" if "hold" in rulings else "wait" if "wait" in rulings else "believe"
 
 
 class RunRemovals:
@@ -180,12 +172,15 @@ class RunRemovals:
     def take_decided(self) -> tuple[list[PendingAnswer], SecondRound]:
         """The pending answers that can be decided now, and the sums; all pending answers if there are too many."""
         second_round = self._second_round({}, {each.fence.target.org_id for each in self._undecided})
-        settled = [each for each in self._undecided if _ruling_on(each, second_round) != "wait"]
-        waiting = [each for each in self._undecided if _ruling_on(each, second_round) == "wait"]
+        decided: list[PendingAnswer] = []
+        waiting: list[PendingAnswer] = []
+        for each in self._undecided:
+            ruling = second_round.ruling(each.fence.target.org_id, each.emptied)
+            (waiting if ruling == "wait" else decided).append(each)
         if sum(each.flows for each in waiting) > WAITING_FLOWS:
-            settled, waiting = self._undecided, []
+            decided, waiting = self._undecided, []
         self._undecided = waiting
-        return settled, second_round
+        return decided, second_round
 
     def _expect(self, deferred: Collection[Deferred], sign: int) -> None:
         self._to_ask += sign * len(deferred)
@@ -221,7 +216,3 @@ class RunRemovals:
 
 def _packed(deferred: Deferred) -> int:
     return 1 + (deferred.removes << 1 | deferred.emptied)
-
-
-def _ruling_on(undecided: PendingAnswer, second_round: SecondRound) -> Ruling:
-    return ruling(second_round.orgs[undecided.fence.target.org_id], second_round.emptied if undecided.emptied else None)

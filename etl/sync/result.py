@@ -1,19 +1,34 @@
-"""What a run did, added up as its batches end."""
+"""What a run sends with its batches, also to other machines, what comes back, and what all of it adds up to."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from etl.domain.holds import Approval
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
+from etl.sync.removals import BatchRemovals, SecondRound
 
 MOST_ISSUES: Final = 1_000
 """Issues of a run that are kept in memory; the table ``sync_issue`` has all of them."""
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the batches of a run are to be settled."""
+
+    run_id: int | None
+    """None: judge only, write nothing."""
+    began_at: dt.datetime | None = None
+    """When the run began: no observation is dated earlier."""
+    approval: Approval | None = None
+    """Who approves which held removals; None except in an approval."""
+    second: SecondRound | None = None
+    """Set if the targets are asked a second time."""
 
 
 class TargetIssue(msgspec.Struct, frozen=True):
@@ -111,6 +126,13 @@ class Tally(msgspec.Struct):
     def sums(self) -> dict[str, int]:
         """The columns of ``sync_run`` with counts."""
         return {name: self.verdicts[name] for name in VERDICTS} | {kind: self.changes[kind] for kind in CHANGE_KINDS}
+
+
+class BatchResult(NamedTuple):
+    """The result of a batch, small enough to be sent."""
+
+    tally: Tally
+    found: BatchRemovals = BatchRemovals()
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 
 from etl.domain.holds import Approval
 from etl.domain.model import Outcome, RunStatus, Target
-from etl.errors import DatabaseError, RunClosed
+from etl.errors import ClusterError, DatabaseError, RunClosed
 from etl.store import CHANGES_WITH_DETAILS, NewRun
-from etl.sync.batch import BATCH_SIZE, Batch, RunContext
+from etl.sync.batch import BATCH_SIZE, Batch, CircuitBreaker, RunContext
+from etl.sync.cluster import Cluster
 from etl.sync.details import DetailLimits, ask_for_details
-from etl.sync.dispatch import Dispatcher, RemoteExecutor
-from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import RunRemovals
-from etl.sync.result import Details, RunReport, Tally
+from etl.sync.result import BatchResult, Details, RunOptions, RunReport, Tally
 from etl.system.background import BackgroundLoop
 
 _HEARTBEAT_SECONDS: Final = 20.0
+_WINDOW: Final = 3
+"""Batches given to the executor at once: enough to keep it busy, and few enough to bound memory."""
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     *,
     clock: Callable[[], dt.datetime],
     approval: Approval | None = None,
-    remote: RemoteExecutor | None = None,
+    remote: Cluster | None = None,
     details: DetailLimits | None = None,
 ) -> RunReport | None:
     """One run over ``targets``, each once; None if another run has its slot already.
@@ -138,11 +138,11 @@ def _settle(
         lambda orgs: context.store.removals(options.run_id, orgs, context.limits),
         context.store.listed_workflows,
     )
-    for work, settled in _in_window(dispatcher, _first_batches(options, targets), context.stop):
+    for work, settled in dispatcher.results(_first_batches(options, targets)):
         tally.merge(settled.tally)
         removals.add_first(enumerate(work.targets, work.start), settled.found)
     again = () if context.stop.is_set() else _second_batches(options, removals)
-    for work, settled in _in_window(dispatcher, again, context.stop):
+    for work, settled in dispatcher.results(again):
         tally.merge(settled.tally)
         tally.asked_again += len(work.targets)
         assert work.options.second is not None  # noqa: S101 - it was asked a second time
@@ -158,43 +158,71 @@ def _settle(
 
 def _first_batches(options: RunOptions, targets: Sequence[Target]) -> Iterator[_Work]:
     for start in range(0, len(targets), BATCH_SIZE):
-        batch = targets[start : start + BATCH_SIZE]
-        yield _Work(options, batch, start)
+        yield _Work(options, targets[start : start + BATCH_SIZE], start)
 
 
 def _second_batches(options: RunOptions, removals: RunRemovals) -> Iterator[_Work]:
-    for batch, second_round in removals.batches(BATCH_SIZE):
-        yield _Work(msgspec.structs.replace(options, second=second_round), batch)
+    for targets, second_round in removals.batches(BATCH_SIZE):
+        yield _Work(msgspec.structs.replace(options, second=second_round), targets)
 
 
-def _in_window(
-    dispatcher: Dispatcher, works: Iterable[_Work], stop: threading.Event
-) -> Iterator[tuple[_Work, BatchResult]]:
-    """The results as they come, with at most a window of batches under way; after a stop no more begin."""
-    pending: dict[Future[Any], _Work] = {}
-    try:
-        for work in works:
-            if stop.is_set():
-                break
-            pending[dispatcher.submit(work.options, work.targets)] = work
-            if len(pending) >= dispatcher.window():
-                yield from _completed(dispatcher, pending)
-        while pending:
-            yield from _completed(dispatcher, pending)
-    finally:
-        # No batch may go on writing for a run that has ended, however it ended.
-        wait([future for future in pending if not future.cancel()])
+class Dispatcher:
+    """Hands out the batches of a run, to threads here or to a cluster, and continues here when the cluster is lost."""
 
+    def __init__(self, context: RunContext, executor: Executor, remote: Cluster | None = None) -> None:
+        self.breaker = CircuitBreaker(context.down_after)
+        self._context = context
+        self._executor = executor
+        self._remote = remote
+        self._began_remotely = remote is not None
+        self._under_way: dict[Future[BatchResult], tuple[_Work, Cluster | None]] = {}
 
-def _completed(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Iterator[tuple[_Work, BatchResult]]:
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    for future in done:
-        work = pending.pop(future)
-        settled = dispatcher.result(future)
-        if settled is not None:
-            yield work, settled
+    @property
+    def was_lost(self) -> bool:
+        """Whether batches were lost with the cluster. Its workers may still have written for the run."""
+        return self._began_remotely and self._remote is None
+
+    def results(self, works: Iterable[_Work]) -> Iterator[tuple[_Work, BatchResult]]:
+        """The results as they come, with a bounded number of batches under way; after a stop no more begin."""
+        try:
+            for work in works:
+                if self._context.stop.is_set():
+                    break
+                self._submit(work)
+                if len(self._under_way) >= (_WINDOW if self._remote is None else self._remote.window()):
+                    yield from self._completed()
+            while self._under_way:
+                yield from self._completed()
+        finally:
+            # No batch may go on writing for a run that has ended, however it ended.
+            wait([future for future in self._under_way if not future.cancel()])
+
+    def _submit(self, work: _Work) -> None:
+        options, targets, _ = work
+        if self._remote is not None:
+            future = self._remote.submit(options, targets)
         else:
-            pending[dispatcher.submit(work.options, work.targets)] = work
+            here = Batch(self._context, options, self.breaker)
+            future = self._executor.submit(here.settle_remaining if self._began_remotely else here.settle, targets)
+        self._under_way[future] = work, self._remote
+
+    def _completed(self) -> Iterator[tuple[_Work, BatchResult]]:
+        """What has come; a batch that was lost with the cluster is submitted again."""
+        done, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
+        for future in done:
+            work, remote = self._under_way.pop(future)
+            try:
+                settled = future.result() if remote is None else remote.result(future)
+            except ClusterError as error:
+                if self._remote is not None:
+                    structlog.get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
+                self._remote = None
+                self._submit(work)
+                continue
+            if remote is not None:
+                for _ in range(settled.tally.settled + settled.found.unsettled):
+                    self._context.arrived()
+            yield work, settled
 
 
 @contextlib.contextmanager

@@ -18,11 +18,9 @@ from distributed.utils import sync
 
 from etl.domain.model import Target
 from etl.errors import ClusterError, FlowtrailError
-from etl.sync.batch import CircuitBreaker, RunContext
+from etl.sync.batch import Batch, CircuitBreaker, RunContext
 from etl.sync.cluster import BatchTask, Coordinator, WorkerApplication
-from etl.sync.dispatch import settle_remaining
-from etl.sync.messages import BatchResult, RunOptions
-from etl.sync.result import Tally
+from etl.sync.result import BatchResult, RunOptions, Tally
 
 _RUNS_KEPT: Final = 100
 """How many runs' circuit breakers are kept."""
@@ -74,7 +72,8 @@ class CoordinatorPlugin(WorkerPlugin):
             return BatchResult(Tally(interrupted=len(targets)))
         with self._in_use(), _one_sentence():
             context = self.build()
-            return settle_remaining(context, options, self._breaker_of(context, options.run_id), targets)
+            breaker = self._breaker_of(context, options.run_id)
+            return Batch(context, options, breaker).settle_remaining(targets)
 
     def stop(self) -> None:
         """Stop as the coordinator does: complete answers are committed, the rest is abandoned."""

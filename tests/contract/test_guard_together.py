@@ -24,7 +24,7 @@ from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
 from etl.errors import Refused
 from etl.store import Store
-from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RemovalSums, RunRemovals
+from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RunRemovals
 from tests.support.builders import LIMITS, STEADY, numbered
 from tests.support.questions import Runs, Upstream, users, verdicts
 
@@ -433,7 +433,7 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
     rulings: dict[Target, str] = {}
     under_way = list(known.batches(size)) if chance.random() < 0.5 else known.batches(size)
     for _, look in under_way:
-        together, undecided = RemovalSums(look), []
+        together, undecided = look.copy(), []
         missing = dict.fromkeys("ab", 0)
         for target in look.first:
             together.answered(target)
@@ -446,7 +446,7 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
         known.add_second(look, BatchRemovals(missing, undecided=undecided))
         decided, now = known.take_decided()
         for each in decided:
-            rulings[each.fence.target] = RemovalSums(now).ruling(each.fence.target.org_id, False)
+            rulings[each.fence.target] = now.ruling(each.fence.target.org_id, False)
     sums = {org: sum(removes[t] for t in targets if t.org_id == org) for org in "ab"}
     assert {t: rulings[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
     assert known.unsettled == 0
@@ -454,7 +454,7 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
 
 def waiting(target: Target) -> PendingAnswer:
     at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
-    return PendingAnswer(Fence(target=target), Snapshot(target, (), "d" * 64, at, at, 1, b"", True), False)
+    return PendingAnswer(Fence(target=target), Snapshot(target, (), "d" * 64, at, at, 1, b"", True))
 
 
 @STEADY

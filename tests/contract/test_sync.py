@@ -677,9 +677,9 @@ def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
     with house.run_context() as (context, _):
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=3), house.now())
         order = sync.RunOptions(run_id=run_id)
-        first = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, nobody])
+        first = Batch(context, order, sync.CircuitBreaker(9)).settle_remaining([dave, nobody])
         asked = len(house.upstream.deliveries.entries())
-        again = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, erin, nobody])
+        again = Batch(context, order, sync.CircuitBreaker(9)).settle_remaining([dave, erin, nobody])
     assert len(house.upstream.deliveries.entries()) == asked + 1
     assert dict(first.tally.verdicts) == {"changed": 1, "failed": 1}
     assert dict(again.tally.verdicts) == {"changed": 2, "failed": 1}
@@ -695,7 +695,7 @@ def test_a_batch_that_was_begun_before_does_not_observe_an_unchanged_target_agai
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), began_at, [ALICE])
         order = sync.RunOptions(run_id=run_id, began_at=began_at)
         for _ in range(2):
-            settled = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [ALICE])
+            settled = Batch(context, order, sync.CircuitBreaker(9)).settle_remaining([ALICE])
             assert dict(settled.tally.verdicts) == {"unchanged": 1}
         context.store.finish_run(run_id, "succeeded", settled.tally.sums(), house.now())
         assert house.rows("SELECT max(observations) FROM observation") == [(2,)]
@@ -720,7 +720,7 @@ def test_what_a_lost_process_writes_after_the_look_is_not_observed_again(house):
                 assert dict(lost.pop().settle([ALICE]).tally.verdicts) == {"unchanged": 1}
 
         event.listen(house.engine, "after_cursor_execute", commit_meanwhile)
-        settled = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [ALICE])
+        settled = Batch(context, order, sync.CircuitBreaker(9)).settle_remaining([ALICE])
         event.remove(house.engine, "after_cursor_execute", commit_meanwhile)
         assert (lost, dict(settled.tally.verdicts)) == ([], {"stale": 1})
         context.store.finish_run(run_id, "succeeded", settled.tally.sums(), house.now())
