@@ -93,13 +93,6 @@ def host_names(value: object) -> tuple[str, ...]:
     return found
 
 
-def dask_address(value: object) -> str:
-    """The address of a Dask scheduler, or ""."""
-    if value != "" and not (isinstance(value, str) and re.fullmatch(r"(tcp|tls)://[^\s/]+:[0-9]{1,5}", value)):
-        raise ValueError(f'must be "tcp://scheduler:8786", or "" for none, not {shown(value)}')
-    return str(value)
-
-
 def receiver_urls(value: object) -> tuple[Secret, ...]:
     """Addresses of receivers: a list, or text separated by white space."""
     found = tuple(dict.fromkeys(names(value)))

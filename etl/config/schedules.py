@@ -20,7 +20,6 @@ from etl.config.values import read_toml
 from etl.domain.model import Target
 from etl.errors import Problem
 
-_KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "ping_url", "details", "targets", "targets_file")
 _SHORTEST: Final = dt.timedelta(milliseconds=100)
 _UNKNOWN: Final = Every(dt.timedelta(days=36_500))
 
@@ -83,9 +82,9 @@ def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
         return (), [Problem(str(folder), message)]
     if not paths:
         return (), [Problem(str(folder), "has no schedule (*.toml): `flowtrail init` writes a sample")]
-    files = [_ScheduleFile(path) for path in paths]
-    schedules = tuple(each.schedule() for each in files)
-    return schedules, [problem for each in files for problem in each.problems]
+    files = [_read_schedule(path) for path in paths]
+    schedules = tuple(schedule for schedule, _ in files if schedule)
+    return schedules, [problem for _, problems in files for problem in problems]
 
 
 def is_schedule_name(name: str) -> bool:
@@ -93,80 +92,49 @@ def is_schedule_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None
 
 
-class _ScheduleFile:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._table, self.problems = read_toml(path)
+def _read_schedule(path: Path) -> tuple[Schedule | None, list[Problem]]:
+    """The schedule in a file, and the problems of the file; the schedule is only useful if there are none."""
+    table, problems = read_toml(path)
+    if problems:
+        return None, problems
 
-    def schedule(self) -> Schedule:
-        """The schedule; only useful if ``problems`` is empty."""
-        if self.problems:
-            return Schedule(name=self._path.stem, path=self._path, slots=_UNKNOWN)
-        self._check_names()
-        timezone = self._get("timezone", lambda value: time_zone(_text(value)).key, "UTC")
-        slots = self._slots(timezone)
-        jitter = self._get("jitter", duration_or_zero, ZERO)
-        if jitter and jitter >= (gap := slots.shortest_gap()):
-            why = "a run would start after the next one is due"
-            self._add("jitter", f"must be shorter than the {gap} between two slots: {why}")
-        coverage_gap = self._get("coverage_gap", duration, None)
-        targets, rosters = self._targets()
-        return Schedule(
-            name=self._path.stem,
-            path=self._path,
-            slots=slots,
-            timezone=timezone,
-            jitter=jitter,
-            coverage_gap=coverage_gap,
-            details=self._get("details", _details, None),
-            ping_url=self._get("ping_url", ping_url, None),
-            targets=targets,
-            rosters=rosters,
-            unlisted=rosters,
-        )
+    def complain(message: str, key: str = "") -> None:
+        problems.append(Problem(f"{path}: {key}" if key else str(path), message))
 
-    def _check_names(self) -> None:
-        if not is_schedule_name(self._path.stem):
-            message = "a schedule is named after its file: use only letters, digits, dot, underscore and hyphen"
-            self.problems.append(Problem(str(self._path), message))
-        for key in self._table:
-            if key in ("org", "users", "expression"):
-                self._add(key, "belongs below a line [[targets]]")
-            elif key not in _KEYS:
-                self._add(key, f"there is no such key: did you mean {nearest(key, _KEYS)}?")
-
-    def _slots(self, timezone: str) -> Cron | Every:
-        if len(self._table.keys() & {"cron", "every"}) != 1:
-            message = 'needs exactly one of cron = "*/15 * * * *" and every = "15m"'
-            self.problems.append(Problem(str(self._path), message))
-        cron: Cron | None = self._get("cron", lambda value: Cron(_text(value), timezone), None)
-        every: Every = self._get("every", lambda value: Every(_interval(value)), _UNKNOWN)
-        return cron or every
-
-    def _targets(self) -> tuple[Sequence[Target], tuple[RosterOf, ...]]:
-        targets = Targets(self._path)
-        if "targets" in self._table:
-            targets.add_table(self._table["targets"])
-        if "targets_file" in self._table:
-            targets.add_file(self._table["targets_file"], f"{self._path}: targets_file")
-        collected = targets.collected()
-        self.problems += targets.problems
-        if not (collected or targets.rosters or targets.problems):
-            message = "has no targets: add [[targets]] with org and users, or a targets_file with rows"
-            self.problems.append(Problem(str(self._path), message))
-        return collected, tuple(targets.rosters)
-
-    def _get(self, key: str, read: Callable[[object], Any], default: Any) -> Any:
-        if key not in self._table:
-            return default
+    if not is_schedule_name(path.stem):
+        complain("a schedule is named after its file: use only letters, digits, dot, underscore and hyphen")
+    if len(table.keys() & {"cron", "every"}) != 1:
+        complain('needs exactly one of cron = "*/15 * * * *" and every = "15m"')
+    given: dict[str, Any] = {}
+    for key in (each for each in table if each not in _TARGETS):
         try:
-            return read(self._table[key])
+            given[key] = _reader(key)(table[key])
         except ValueError as error:
-            self._add(key, str(error))
-            return default
+            complain(str(error), key)
+    cron, slots = given.pop("cron", None), given.pop("every", _UNKNOWN)
+    try:
+        slots = slots if cron is None else Cron(cron, given.get("timezone", "UTC"))
+    except ValueError as error:
+        complain(str(error), "cron")
+    if given.get("jitter", ZERO) >= (gap := slots.shortest_gap()):
+        why = "a run would start after the next one is due"
+        complain(f"must be shorter than the {gap} between two slots: {why}", "jitter")
+    targets = Targets(path)
+    targets.add_tables(table)
+    problems += targets.problems
+    if not (targets.listed or targets.rosters or targets.problems):
+        complain("has no targets: add [[targets]] with org and users, or a targets_file with rows")
+    rosters = tuple(targets.rosters)
+    given |= {"targets": targets.listed, "rosters": rosters, "unlisted": rosters}
+    return Schedule(name=path.stem, path=path, slots=slots, **given), problems
 
-    def _add(self, key: str, message: str) -> None:
-        self.problems.append(Problem(f"{self._path}: {key}", message))
+
+def _reader(key: str) -> Callable[[object], Any]:
+    if key in ("org", "users", "expression"):
+        raise ValueError("belongs below a line [[targets]]")
+    if key not in _READERS:
+        raise ValueError(f"there is no such key: did you mean {nearest(key, (*_READERS, *_TARGETS))}?")
+    return _READERS[key]
 
 
 def _details(value: object) -> bool:
@@ -181,8 +149,20 @@ def _text(value: object) -> str:
     return value
 
 
-def _interval(value: object) -> dt.timedelta:
+def _every(value: object) -> Every:
     length = duration(value)
     if length < _SHORTEST:
         raise ValueError(f'must be "100ms" or longer, not {shown(value)}')
-    return length
+    return Every(length)
+
+
+_READERS: Final[Mapping[str, Callable[[object], Any]]] = {
+    "cron": _text,
+    "every": _every,
+    "timezone": lambda value: time_zone(_text(value)).key,
+    "jitter": duration_or_zero,
+    "coverage_gap": duration,
+    "ping_url": ping_url,
+    "details": _details,
+}
+_TARGETS: Final = ("targets", "targets_file")

@@ -49,6 +49,7 @@ Flag = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="text in quotes", pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Share = Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")]
 ApiVersion = Literal["v2.1", "v2.0"]
+_SCHEDULER: Final = r"\A((tcp|tls)://[^\s/]+:[0-9]{1,5})?\Z"
 AtLeastOne = Annotated[int, Meta(ge=1, le=10**9, description="a whole number, 1 or more")]
 
 
@@ -191,7 +192,7 @@ class LogSettings(Section, frozen=True, kw_only=True):
 class ScaleSettings(Section, frozen=True, kw_only=True):
     """Beyond one machine."""
 
-    dask: Annotated[str, Meta(extra={"read": addresses.dask_address})] = ""
+    dask: Annotated[str, Meta(pattern=_SCHEDULER, description='"tcp://scheduler:8786", or "" for none')] = ""
 
 
 class TopLevel(Section, frozen=True, kw_only=True):

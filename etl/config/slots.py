@@ -9,10 +9,11 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from itertools import count, pairwise, takewhile
-from typing import Final, Protocol
+from typing import Final
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -42,27 +43,6 @@ _DAY: Final = dt.timedelta(days=1)
 _ALL_CALENDARS: Final = dt.datetime(2000, 1, 1), dt.datetime(2028, 1, 1)  # noqa: DTZ001 - clocks on a wall
 
 
-class Slots(Protocol):
-    """The slots of one schedule. Instants are timezone-aware; those that come out are UTC."""
-
-    def next_after(self, instant: dt.datetime) -> dt.datetime:
-        """The first slot strictly after ``instant``."""
-        ...
-
-    def latest_until(self, instant: dt.datetime) -> dt.datetime | None:
-        """The latest slot at or before ``instant``, if any."""
-        ...
-
-    def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
-        """How many slots lie between ``after`` and ``until``, both exclusive, up to MOST_COUNTED; 0 if ``until`` is
-        earlier."""
-        ...
-
-    def shortest_gap(self) -> dt.timedelta:
-        """The shortest time between two slots, apart from clocks that are put forward."""
-        ...
-
-
 def is_served(slot: dt.datetime, latest: dt.datetime | None, now: dt.datetime) -> bool:
     """Whether ``slot``, which is due ``now``, needs no run; ``latest`` is the slot that the latest run is for.
 
@@ -77,7 +57,10 @@ def is_served(slot: dt.datetime, latest: dt.datetime | None, now: dt.datetime) -
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Slots at multiples of ``interval`` since 1970-01-01 00:00 UTC, so that a restart does not move them."""
+    """Slots at multiples of ``interval`` since 1970-01-01 00:00 UTC, so that a restart does not move them.
+
+    As with Cron, instants are timezone-aware, and those that come out are UTC.
+    """
 
     interval: dt.timedelta
 
@@ -86,17 +69,21 @@ class Every:
             raise ValueError("an interval must be longer than zero")
 
     def next_after(self, instant: dt.datetime) -> dt.datetime:
+        """The first slot strictly after ``instant``."""
         return EPOCH + ((instant - EPOCH) // self.interval + 1) * self.interval
 
     def latest_until(self, instant: dt.datetime) -> dt.datetime | None:
+        """The latest slot at or before ``instant``, if any."""
         return EPOCH + (instant - EPOCH) // self.interval * self.interval
 
     def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
+        """How many slots lie between the two, both exclusive, up to MOST_COUNTED; 0 if ``until`` is earlier."""
         first = (after - EPOCH) // self.interval + 1
         end = -((EPOCH - until) // self.interval)
         return min(max(0, end - first), MOST_COUNTED)
 
     def shortest_gap(self) -> dt.timedelta:
+        """The shortest time between two slots, apart from clocks that are put forward."""
         return self.interval
 
 
@@ -118,18 +105,22 @@ class Cron:
 
     expression: str
     timezone: str = "UTC"
-    _cron: str = field(init=False, repr=False, compare=False)
-    _zone: ZoneInfo = field(init=False, repr=False, compare=False)
-    _fixed: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        minute, hour, *_ = fields = _fields(self.expression)
-        keep = object.__setattr__  # the way of a frozen dataclass to fill what it derives
-        keep(self, "_cron", " ".join(fields))
-        keep(self, "_zone", time_zone(self.timezone))
-        keep(self, "_fixed", not minute.startswith("*") and not hour.startswith("*"))
-        if next(CronSim(self._cron, _ALL_CALENDARS[0]), None) is None:
+        if self._zone and next(CronSim(self._cron, _ALL_CALENDARS[0]), None) is None:
             raise ValueError(_never_fires(self.expression))
+
+    @cached_property
+    def _cron(self) -> str:
+        return " ".join(_fields(self.expression))
+
+    @cached_property
+    def _zone(self) -> ZoneInfo:
+        return time_zone(self.timezone)
+
+    @cached_property
+    def _fixed(self) -> bool:
+        return not any(field.startswith("*") for field in self._cron.split()[:2])
 
     def next_after(self, instant: dt.datetime) -> dt.datetime:
         found: list[dt.datetime] = []
@@ -201,6 +192,9 @@ class Cron:
         then = after.astimezone(self._zone).utcoffset()
         minutes = (before + number * _MINUTE for number in count())
         return next(at for at in minutes if at.astimezone(self._zone).utcoffset() == then)
+
+
+Slots = Every | Cron
 
 
 def _clock_times(cron: str, first: dt.datetime, end: dt.datetime) -> list[dt.datetime]:

@@ -139,29 +139,31 @@ class Targets:
         self.rosters: dict[RosterOf, str] = {}
         """Each with its place."""
         self._file = schedule_file
-        self._roster = TargetList()
+        self.listed = TargetList()
+        """All targets, in the order in which they were written."""
         self._known_orgs: set[str] = set()
         self._sources: list[str] = []
         self._places = array("Q")
         self._unsaid = 0
 
-    def collected(self) -> TargetList:
-        """All targets, in the order in which they were written."""
+    def add_tables(self, table: Mapping[str, Any]) -> None:
+        """Add what a schedule file names: its ``[[targets]]``, and the rows of its ``targets_file``."""
+        if "targets" in table:
+            self._add_entries(table["targets"])
+        if "targets_file" in table:
+            self._add_file(table["targets_file"], f"{self._file}: targets_file")
         if self._unsaid:
             self.problems.append(Problem(str(self._file), f"has {self._unsaid} more problems with its targets"))
-            self._unsaid = 0
-        return self._roster
 
-    def add_table(self, value: object) -> None:
-        """Add the value of ``targets`` in the schedule file."""
+    def _add_entries(self, value: object) -> None:
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             self._complain(f"{self._file}: targets", "must be written as [[targets]], with org and users below it")
             return
         for number, each in enumerate(value, start=1):
             self._add_entry(f"{self._file}: [[targets]] #{number}", each)
 
-    def add_file(self, value: object, place: str) -> None:
-        """Add the value of ``targets_file``: a CSV file next to the schedule file, read row by row."""
+    def _add_file(self, value: object, place: str) -> None:
+        """A CSV file next to the schedule file, read row by row."""
         if not isinstance(value, str) or not value or _CONTROL.search(value):
             self._complain(place, f'must be the name of a CSV file, such as "plants.csv", not {shown(value)}')
             return
@@ -178,7 +180,7 @@ class Targets:
         for key in sorted(entry.keys() - _KEYS):
             self._complain(place, f"there is no such key {shown(key)}: did you mean {nearest(key, _KEYS)}?")
         if "targets_file" in entry:
-            self.add_file(entry["targets_file"], place)
+            self._add_file(entry["targets_file"], place)
             if entry.keys() & {"org", "users"}:
                 self._complain(place, "has both a targets_file and org or users: use one entry for each")
             return
@@ -258,7 +260,7 @@ class Targets:
                 self._complain(f"{self._sources[source]}{number}", fault)
                 return
             self._known_orgs.add(org)
-        if self._roster.add(org, user, expression):
+        if self.listed.add(org, user, expression):
             self._places.append(source << 40 | number)
         else:
             self._complain_of_second(Target(org, user, expression), f"{self._sources[source]}{number}")
@@ -268,7 +270,7 @@ class Targets:
         return len(self._sources) - 1
 
     def _complain_of_second(self, target: Target, place: str) -> None:
-        source, number = divmod(self._places[self._roster.index(target)], 1 << 40)
+        source, number = divmod(self._places[self.listed.index(target)], 1 << 40)
         first = f"{self._sources[source]}{number}"
         self._complain(place, f"{target} is already a target, at {first}: remove one of the two")
 

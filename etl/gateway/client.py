@@ -292,11 +292,9 @@ class Gateway:
 
     def _tell(self, call: _Call[T], began: float, reply: Reply | None, code: str | None) -> None:
         """Tell those who count requests, and those who record replies."""
-        request = call.request
-        self._exchanged(request.call, call.attempts, time.monotonic() - began, code)
+        self._exchanged(call.request.call, call.attempts, time.monotonic() - began, code)
         if reply and self._recorded:
-            asked = (request.call, request.method, request.path, tuple(request.params))
-            self._recorded(Exchange(*asked, call.attempts, reply.status, reply.headers, reply.body, code))
+            self._recorded(Exchange(call.request, call.attempts, reply, code))
 
     def _desync_seen(self) -> None:
         """Count a desynchronised connection, and warn once per run."""

@@ -19,10 +19,12 @@ import json
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
+
+from etl.gateway.calls import Request
+from etl.gateway.transport import Reply
 
 _HTTP: Final = frozenset(
     {
@@ -41,14 +43,9 @@ _SHAPES_OF_A_LIST: Final = 20
 class Exchange(NamedTuple):
     """One request, and its reply."""
 
-    call: str
-    method: str
-    path: str
-    parameters: tuple[str, ...]
+    request: Request
     attempt: int
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    reply: Reply
     error_code: str | None
     """The client's error code; None: a valid answer."""
 
@@ -68,7 +65,7 @@ class Recorder:
             if len(self._exchanges) < _MOST_EXCHANGES:
                 self._exchanges.append(written)
             else:
-                self._left_out[exchange.call] += 1
+                self._left_out[exchange.request.call] += 1
 
     def encoded(self, version: str, now: dt.datetime) -> bytes:
         """The recording, as JSON that people can read."""
@@ -82,17 +79,18 @@ class Recorder:
             return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
     def _written(self, exchange: Exchange) -> dict[str, Any]:
+        request, attempt, reply, error_code = exchange
         return {
-            "call": exchange.call,
-            "method": exchange.method,
-            "path": exchange.path,
-            "parameters": exchange.parameters,
-            "attempt": exchange.attempt,
-            "status": exchange.status,
-            "error_code": exchange.error_code,
-            "headers": {_name(name): _header(name, value) for name, value in exchange.headers.items()},
-            "body_bytes": len(exchange.body),
-            "body": self._body(exchange.body),
+            "call": request.call,
+            "method": request.method,
+            "path": request.path,
+            "parameters": tuple(request.params),
+            "attempt": attempt,
+            "status": reply.status,
+            "error_code": error_code,
+            "headers": {_name(name): _header(name, value) for name, value in reply.headers.items()},
+            "body_bytes": len(reply.body),
+            "body": self._body(reply.body),
         }
 
     def _body(self, body: bytes) -> Any:
