@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command t
 
     from etl.domain.guard import Limits
     from etl.domain.model import Origin, Target
-    from etl.gateway import Exchange, Exchanged, Gateway
+    from etl.gateway import Exchange, Gateway
     from etl.signing.keys import SigningKey
     from etl.store import Store
     from etl.sync import DetailLimits, Rosters, RunContext, RunReport
@@ -47,8 +47,7 @@ class Application(ExitStack):
         self.stop = threading.Event()
         self.stopped_by: int | None = None
         """The number of the signal that set ``stop``."""
-        self.exchanged: Exchanged | None = None
-        self.recorded: Callable[[Exchange], None] | None = None
+        self.exchanged: Callable[[Exchange], None] | None = None
         self.desynced: Callable[[], None] | None = None
         """Set it before `gateway` is made, and it is told of every request."""
 
@@ -83,7 +82,6 @@ class Application(ExitStack):
             stop=self.stop,
             exchanged=self.exchanged,
             desynced=self.desynced,
-            recorded=self.recorded,
         )
         return self.enter_context(gateway)
 

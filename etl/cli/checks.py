@@ -44,7 +44,7 @@ def check(options: Options, record: Path | None) -> None:
     log.configure(settings.log.level, settings.log.format)
     problems = 0
     with Application(settings) as app, interruptible(app):
-        app.recorded = recorder
+        app.exchanged = recorder
         printed = console.JsonList() if options.json else None
         for finding in run_checks(app, schedules):
             problems += not finding.ok

@@ -45,9 +45,6 @@ _DESYNC: Final = (
     "recorded from them, but other clients may get answers that are not theirs"
 )
 
-Exchanged = Callable[[str, int, float, str | None], None]
-"""Called after each request with the call's name, the attempt (from 1), the seconds until the answer was read, and the
-error code (None: a valid answer)."""
 _SAID_EVERY_SECONDS: Final = 60.0
 """How often the log says that requests are tried again."""
 
@@ -82,8 +79,8 @@ class Gateway:
     """The EnOS gateway as one set of settings describes it. Thread-safe; a context manager.
 
     ``clock`` gives the wall clock (UTC) for timestamps and observations; deadlines go by the monotonic clock.
-    When ``stop`` is set, everything that waits or is under way soon ends with Interrupted. ``desynced`` is called from
-    any thread when a connection carried bytes that belong to no request, ``recorded`` with each reply.
+    When ``stop`` is set, everything that waits or is under way soon ends with Interrupted. From any thread,
+    ``exchanged`` is called after each request, and ``desynced`` when a connection carried bytes that belong to none.
     """
 
     def __init__(
@@ -92,9 +89,8 @@ class Gateway:
         *,
         clock: Callable[[], dt.datetime] = utc_now,
         stop: threading.Event | None = None,
-        exchanged: Exchanged | None = None,
+        exchanged: Callable[[Exchange], None] | None = None,
         desynced: Callable[[], None] | None = None,
-        recorded: Callable[[Exchange], None] | None = None,
     ) -> None:
         _refuse_plain_http(settings)
         origin = urlsplit(settings.url)
@@ -102,9 +98,8 @@ class Gateway:
         self._api = APIS[settings.api]
         self._key = Hidden(settings.access_key)
         self._gateway_clock = GatewayClock(settings.max_clock_skew)
-        self._exchanged = exchanged or (lambda call, attempt, seconds, error_code: None)
+        self._exchanged = exchanged or (lambda exchange: None)
         self._desynced = desynced or (lambda: None)
-        self._recorded = recorded
         self._warned_in: list[object] = []
         self._saying = threading.Lock()
         self._say_again_at = 0.0
@@ -265,7 +260,7 @@ class Gateway:
         return self._exchange(call, {}, moment.at, (self._key, secret, proof))
 
     def _exchange(self, call: _Call[T], signed: dict[str, str], asked_at: dt.datetime, hidden: Iterable[str]) -> T:
-        """The content of the answer, or the error that it means; both are counted, and what came is recorded."""
+        """The content of the answer, or the error that it means; both are reported to ``exchanged``."""
         request, began, reply = call.request, time.monotonic(), cast("Reply | None", None)
 
         def shown(found: bytes | str) -> str:
@@ -285,16 +280,10 @@ class Gateway:
         except GatewayError as error:
             if reply:
                 error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
-            self._tell(call, began, reply, error.code)
+            self._exchanged(Exchange(request, call.attempts, time.monotonic() - began, reply, error.code))
             raise
-        self._tell(call, began, reply, None)
+        self._exchanged(Exchange(request, call.attempts, time.monotonic() - began, reply, None))
         return content
-
-    def _tell(self, call: _Call[T], began: float, reply: Reply | None, code: str | None) -> None:
-        """Tell those who count requests, and those who record replies."""
-        self._exchanged(call.request.call, call.attempts, time.monotonic() - began, code)
-        if reply and self._recorded:
-            self._recorded(Exchange(call.request, call.attempts, reply, code))
 
     def _desync_seen(self) -> None:
         """Count a desynchronised connection, and warn once per run."""
@@ -308,7 +297,8 @@ class Gateway:
         try:
             return Hidden(self._settings.read_secret())
         except (ConfigError, OSError, ValueError) as error:
-            self._exchanged("token", 1, 0.0, "secret")
+            unsent = Request("token", "POST", calls.TOKEN_PATH, {}, calls.TOKEN_PATH)
+            self._exchanged(Exchange(unsent, 1, 0.0, None, "secret"))
             reason = str(error) if isinstance(error, ConfigError) else type(error).__name__
             raise PermanentGatewayError(f"the secret key cannot be read: {reason}", code="secret") from None
 

@@ -41,11 +41,13 @@ _SHAPES_OF_A_LIST: Final = 20
 
 
 class Exchange(NamedTuple):
-    """One request, and its reply."""
+    """One request, from the first attempt on (1), and its reply, if a whole one came."""
 
     request: Request
     attempt: int
-    reply: Reply
+    seconds: float
+    """Until the answer was read."""
+    reply: Reply | None
     error_code: str | None
     """The client's error code; None: a valid answer."""
 
@@ -60,7 +62,9 @@ class Recorder:
         self._left_out: Counter[str] = Counter()
 
     def __call__(self, exchange: Exchange) -> None:
-        written = self._written(exchange)
+        if exchange.reply is None:
+            return
+        written = self._written(exchange, exchange.reply)
         with self._lock:
             if len(self._exchanges) < _MOST_EXCHANGES:
                 self._exchanges.append(written)
@@ -78,16 +82,16 @@ class Recorder:
             }
             return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
-    def _written(self, exchange: Exchange) -> dict[str, Any]:
-        request, attempt, reply, error_code = exchange
+    def _written(self, exchange: Exchange, reply: Reply) -> dict[str, Any]:
+        request = exchange.request
         return {
             "call": request.call,
             "method": request.method,
             "path": request.path,
             "parameters": tuple(request.params),
-            "attempt": attempt,
+            "attempt": exchange.attempt,
             "status": reply.status,
-            "error_code": error_code,
+            "error_code": exchange.error_code,
             "headers": {_name(name): _header(name, value) for name, value in reply.headers.items()},
             "body_bytes": len(reply.body),
             "body": self._body(reply.body),

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from etl import __version__
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, RunStatus
+from etl.gateway import Exchange
 from etl.report.health import HealthSnapshot
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
@@ -145,13 +146,14 @@ class Metrics:
     def _label(self, schedule: str) -> str:
         return OTHERS if schedule in self._others else schedule
 
-    def exchanged(self, call: str, attempt: int, seconds: float, error_code: str | None) -> None:
-        """Count a request (``call`` is one of CALLS) that was answered or failed; ``attempt`` counts from 1."""
-        self._seconds_of[call].observe(seconds)
-        if attempt > 1:
+    def exchanged(self, exchange: Exchange) -> None:
+        """Count a request that was answered or failed."""
+        call = exchange.request.call
+        self._seconds_of[call].observe(exchange.seconds)
+        if exchange.attempt > 1:
             self._retries.inc()
-        if error_code is not None:
-            self._errors.labels(call, _bounded(error_code)).inc()
+        if exchange.error_code is not None:
+            self._errors.labels(call, _bounded(exchange.error_code)).inc()
         elif call == "token":
             self._renewals.inc()
 

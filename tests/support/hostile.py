@@ -26,6 +26,8 @@ class Request(NamedTuple):
     headers: dict[str, str]
     body: bytes
     connection: int
+    lines: list[str]
+    """Of its head, as they came."""
 
 
 class Peer:
@@ -193,12 +195,14 @@ def _read(stream: Any, number: int) -> Request | None:
     line = stream.readline()
     if not line:
         return None
-    method, target, _ = line.decode("latin-1").split()
+    lines = [line.decode("latin-1").strip()]
+    method, target, _ = lines[0].split()
     headers = {}
-    while (line := stream.readline().decode("latin-1").strip()) != "":
-        name, _, value = line.partition(":")
+    while (text := stream.readline().decode("latin-1").strip()) != "":
+        lines.append(text)
+        name, _, value = text.partition(":")
         headers[name.lower()] = value.strip()
-    return Request(method, target, headers, stream.read(int(headers.get("content-length", 0))), number)
+    return Request(method, target, headers, stream.read(int(headers.get("content-length", 0))), number, lines)
 
 
 def then(data: bytes, end: str) -> Step:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -22,6 +20,7 @@ from etl.domain.model import Flow, Target
 from etl.errors import GatewayError, Malformed
 from etl.gateway import Gateway
 from etl.gateway.calls import signature
+from tests.support.hostile import Hostile, http
 
 KEY, SECRET, TOKEN = "yourAccessKey", "yourSecretKey", "yourToken"
 NOW = dt.datetime(2019, 11, 1, 2, 21, 49, 697000, dt.UTC)
@@ -32,68 +31,20 @@ TOKEN_SAMPLE = (
 )
 
 
-class Wire:
-    """A server that keeps the bytes of each request, and answers each with the next of ``answers``."""
-
-    def __init__(self, *answers: str) -> None:
-        self.requests: list[bytes] = []
-        self._answers = list(answers)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
-
-    def _converse(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            while request := _read(connection):
-                self.requests.append(request)
-                body = self._answers.pop(0).encode()
-                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-                if b"Connection: close" in request:
-                    break
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
-def _read(connection: socket.socket) -> bytes:
-    found = b""
-    while b"\r\n\r\n" not in found:
-        if not (piece := connection.recv(65536)):
-            return b""
-        found += piece
-    head, _, body = found.partition(b"\r\n\r\n")
-    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head + b"\r\n\r\n" + body
-
-
 @contextlib.contextmanager
-def enos(*answers: str, auth: str = "none", api: str = "v2.1") -> Iterator[tuple[Gateway, Wire]]:
-    wire = Wire(*answers)
-    thread = threading.Thread(target=wire.serve, daemon=True)
-    thread.start()
-    given = GatewaySettings(
-        url=f"http://127.0.0.1:{wire.port}",
-        access_key=KEY,
-        secret_key=Secret(SECRET),
-        auth=auth,  # type: ignore[arg-type]
-        api=api,  # type: ignore[arg-type]
-        deadline=dt.timedelta(seconds=10),
-    )
-    try:
+def enos(sample: str = "", *, auth: str = "none", api: str = "v2.1") -> Iterator[tuple[Gateway, Hostile]]:
+    """A client at the time of the documentation, and a server that answers each request with the sample."""
+    with Hostile(http(sample), tokens=(http(TOKEN_SAMPLE),)) as server:
+        given = GatewaySettings(
+            url=server.url,
+            access_key=KEY,
+            secret_key=Secret(SECRET),
+            auth=auth,  # type: ignore[arg-type]
+            api=api,  # type: ignore[arg-type]
+            deadline=dt.timedelta(seconds=10),
+        )
         with Gateway(given, clock=lambda: NOW) as gateway:
-            yield gateway, wire
-    finally:
-        wire.close()
-        thread.join(10)
+            yield gateway, server
 
 
 LISTED = '[{"flowId":"3318","editable":true,"flowName":"reduce_entity","cycle":"D"},{"flowId":"2526","editable":true,"flowName":"testIns","cycle":"mi"}]'  # noqa: E501
@@ -194,16 +145,16 @@ ANSWERS = {"Get My Flow": FLOWS, "Get Flow": "yourUpdateUser", "Get Organization
 
 @pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
 def test_each_documented_request_goes_out_byte_for_byte_and_its_sample_is_read(call: Documented) -> None:
-    with enos(TOKEN_SAMPLE, call.sample, auth="token", api=call.api) as (gateway, wire):
+    with enos(call.sample, auth="token", api=call.api) as (gateway, server):
         found = call.ask(gateway)
     assert found == ANSWERS[call.name.partition(",")[0]]
-    head, _, body = wire.requests[1].decode().partition("\r\n\r\n")
-    line, *headers = head.split("\r\n")
+    request = server.requests[1]
+    line, *headers = request.lines
     assert line == f"{call.line} HTTP/1.1"
-    assert body == call.body
+    assert request.body.decode() == call.body
     proof = hashlib.sha256(f"{TOKEN}{call.signed}{NOW_MS}{SECRET}".encode()).hexdigest()
     expected = {
-        f"Host: 127.0.0.1:{wire.port}",
+        f"Host: 127.0.0.1:{server.port}",
         "Accept: application/json",
         "Accept-Encoding: gzip",
         "Cache-Control: no-cache",
@@ -218,12 +169,14 @@ def test_each_documented_request_goes_out_byte_for_byte_and_its_sample_is_read(c
 
 
 def test_the_token_request_goes_out_byte_for_byte_and_its_misspelt_sample_is_read() -> None:
-    with enos(TOKEN_SAMPLE, auth="token") as (gateway, wire):
+    with enos(auth="token") as (gateway, server):
         assert gateway.check_token().expires_in
-    head, _, body = wire.requests[0].decode().partition("\r\n\r\n")
-    assert head.startswith("POST /apim-token-service/v2.0/token/get HTTP/1.1\r\n")
+    (request,) = server.requests
+    assert request.lines[0] == "POST /apim-token-service/v2.0/token/get HTTP/1.1"
+    assert "Content-Type: application/json" in request.lines
+    assert not any(line.startswith("apim-") for line in request.lines)
     proof = hashlib.sha256(f"{KEY}{NOW_MS}{SECRET}".encode()).hexdigest()
-    assert body == f'{{"appKey":"{KEY}","encryption":"{proof}","timestamp":{NOW_MS}}}'
+    assert request.body.decode() == f'{{"appKey":"{KEY}","encryption":"{proof}","timestamp":{NOW_MS}}}'
 
 
 def test_the_signature_of_the_documentation_is_ours() -> None:
@@ -245,7 +198,7 @@ AS_PRINTED = [
 
 @pytest.mark.parametrize(("api", "ask", "sample"), [a[1:] for a in AS_PRINTED], ids=[a[0] for a in AS_PRINTED])
 def test_a_printed_sample_that_cannot_be_an_answer_is_an_error_and_not_a_guess(api: str, ask: Ask, sample: str) -> None:
-    with enos(*[sample] * 3, api=api) as (gateway, _), pytest.raises(GatewayError):
+    with enos(sample, api=api) as (gateway, _), pytest.raises(GatewayError):
         ask(gateway)
 
 
@@ -265,7 +218,7 @@ ERRORS = [
 
 @pytest.mark.parametrize(("ask", "api", "sample", "code"), ERRORS, ids=[f"{e[1]} {e[3]}" for e in ERRORS])
 def test_each_documented_error_code_is_that_error(ask: Ask, api: str, sample: str, code: str) -> None:
-    with enos(*[sample] * 3, api=api) as (gateway, _), pytest.raises(GatewayError) as caught:
+    with enos(sample, api=api) as (gateway, _), pytest.raises(GatewayError) as caught:
         ask(gateway)
     assert caught.value.code == code
     assert not isinstance(caught.value, Malformed)

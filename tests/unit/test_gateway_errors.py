@@ -111,6 +111,10 @@ NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
         ("", None),
         ("1e3", None),
         ("1, 2", None),
+        ("0x1", None),
+        ("nan", None),
+        ("\u0663", None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
     ],
 )
 def test_retry_after_is_seconds_from_now_and_never_negative(value: str, expected: float | None) -> None:

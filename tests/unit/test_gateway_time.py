@@ -123,14 +123,8 @@ def _swallowing() -> Iterator[int]:
 @pytest.mark.parametrize(("deadline", "timeout", "expected"), [(0.3, 20, "deadline"), (20, 0.1, "timeout")])
 def test_a_connection_that_never_comes_about_ends_in_time(deadline: float, timeout: float, expected: str) -> None:
     with _swallowing() as port:
-        given = settings_for(f"http://127.0.0.1:{port}", timeout=timeout)
-        with (
-            Gateway(given) as client,
-            client._watchdog.watch(deadline) as watch,
-            pytest.raises(GatewayUnreachable) as caught,
-        ):
-            client._transport.exchange("GET", "/", {}, None, watch)
-    assert caught.value.code == expected
+        given = settings_for(f"http://127.0.0.1:{port}", deadline=deadline, timeout=timeout)
+        assert one_exchange(given).code == expected
 
 
 @pytest.mark.parametrize(("deadline", "timeout", "expected"), [(0.3, 20, "deadline"), (20, 0.1, "timeout")])
@@ -145,25 +139,15 @@ def test_a_name_service_that_hangs_is_given_up_in_time(
         return real(host, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    given = settings_for("http://gateway.test", allow_http=True, timeout=timeout)
-    with (
-        Gateway(given) as client,
-        client._watchdog.watch(deadline) as watch,
-        pytest.raises(GatewayUnreachable) as caught,
-    ):
-        client._transport.exchange("GET", "/", {}, None, watch)
+    given = settings_for("http://gateway.test", allow_http=True, deadline=deadline, timeout=timeout)
+    error = one_exchange(given)
     answered.set()
-    assert caught.value.code == expected
+    assert error.code == expected
 
 
 def test_an_unknown_name_is_named() -> None:
-    url = "http://no-such-host.invalid"
-    with (
-        Gateway(settings_for(url, allow_http=True, deadline=0.5)) as client,
-        pytest.raises(GatewayUnreachable) as caught,
-    ):
-        client.fetch(TARGET)
-    assert caught.value.code in ("dns", "deadline")
+    given = settings_for("http://no-such-host.invalid", allow_http=True, deadline=0.5)
+    assert one_exchange(given).code in ("dns", "deadline")
 
 
 def test_every_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def recorded(*steps: Step, roster: bool = False) -> list[dict[str, Any]]:
     recorder = Recorder()
     with (
         Hostile(*steps) as server,
-        Gateway(settings_for(server.url, auth="token", deadline=1), recorded=recorder) as gateway,
+        Gateway(settings_for(server.url, auth="token", deadline=1), exchanged=recorder) as gateway,
     ):
         try:
             if roster:
