@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Final
 
 from sqlalchemy import Engine
 
 from etl.domain.detail import Detail
-from etl.domain.model import Fence, Outcome, State, Target
+from etl.domain.model import Fence, Outcome, RunStatus, State, Target
+from etl.domain.seal import targets_digest
+from etl.errors import SigningError
 from etl.store import (
     commit,
     details,
@@ -22,6 +27,7 @@ from etl.store import (
     notifications,
     projection,
     retention,
+    runs,
     seals,
     story_rows,
     story_writes,
@@ -33,7 +39,7 @@ from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
 from etl.store.membership import Retirement
-from etl.store.notifications import ConditionChanges, NotifiableTarget, OpenCondition, UnnotifiedRun
+from etl.store.notifications import ConditionChanges, OpenCondition, UnnotifiedRun
 from etl.store.retention import Pruned
 from etl.store.rosters import (
     StoredRoster,
@@ -44,40 +50,44 @@ from etl.store.rosters import (
     rosters_of,
     write_readings,
 )
-from etl.store.run_records import RunRecords
-from etl.store.runs import Due, NewRun, Written
-from etl.store.seals import LastSeal
+from etl.store.runs import NewRun
 from etl.store.story_rows import FlowKey
-from etl.store.transactions import reads, writes
+from etl.store.transactions import Transactions, reads, writes
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 
 __all__ = [
     "CHANGES_WITH_DETAILS",
     "STALE",
     "Changed",
-    "Due",
-    "LastSeal",
     "NewRun",
-    "NotifiableTarget",
-    "Pruned",
     "Removals",
-    "Retirement",
     "RunBegun",
     "Store",
     "StoredRoster",
     "TooManyRemovals",
     "UnnotifiedRun",
-    "Written",
 ]
 
 _REST_SECONDS: Final = 0.11
 
 
-class Store(RunRecords):
+class Store(Transactions):
     """The writing side of a database whose schema is current. Safe to use from several threads.
 
     Every method raises DatabaseError (DatabaseUnreachable after a few tries) if the database refuses.
     """
+
+    is_running = reads(runs.is_running)
+    written_by = reads(runs.written_by)
+    observed_by = reads(runs.observed_by)
+    served_until = reads(runs.served_until)
+    due = reads(runs.due)
+    was_aborted = reads(runs.was_aborted)
+    marks = reads(runs.marks)
+    beat = writes(runs.beat)
+    close_run = writes(seals.close)
+    last_seal = reads(seals.last_seal)
+    keep_timestamp = writes(seals.keep_timestamp)
 
     removals = reads(turnover.removal_sums)
     listed_workflows = reads(turnover.listed_workflows)
@@ -95,7 +105,6 @@ class Store(RunRecords):
     release_lease = writes(lease.release_lease)
     verified = reads(lease.verified)
     keep_verified = writes(lease.keep_verified)
-    last_seal = reads(seals.last_seal)
 
     unnotified_runs = reads(notifications.unnotified_runs)
     mark_notified = writes(notifications.mark_notified)
@@ -116,8 +125,71 @@ class Store(RunRecords):
 
         ``sign`` signs the seals; see ``require_signing``.
         """
-        super().__init__(engine, stop, sign)
+        super().__init__(engine, stop)
         self._applied = applied
+        self._sign = sign
+        self._digested: tuple[Sequence[Target], str] = ((), targets_digest(()))
+
+    def require_signing(self) -> None:
+        """Raise SigningError where the last seal is signed and this store signs none: the next one would be a finding
+        for ever."""
+        key_id = None if self._sign else self._read(seals.last_key_id)
+        if key_id is not None:
+            raise SigningError(
+                f"The seals of this database are signed (key {key_id[:16]}), and a later one without a signature would "
+                "be a finding for ever: set [seal] key_file, to this key or to a new one."
+            )
+
+    def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
+        """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
+
+        The lists of its schedules are recorded with it, unless an earlier run says that they are already.
+        """
+        digest = self._digest(asked)
+        return self._write(
+            lambda connection: runs.begin(connection, run, now, digest, asked),
+            lambda run_id, connection: runs.was_begun(connection, run_id, run, now),
+        )
+
+    def _digest(self, asked: Sequence[Target]) -> str:
+        """The digest of the targets. A schedule usually has the same list in each run: then it is not sorted again."""
+        known, digest = self._digested
+        if known is not asked:
+            digest = targets_digest(asked)
+            self._digested = (asked, digest)
+        return digest
+
+    def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+        """Close a run, write how it ended, and seal it; False if it had been declared dead, which stays."""
+        return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
+
+    def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+        """End a closed run: write its status, its sums and its seal; False if it has ended with another status.
+
+        The sums of an aborted run are counted from what it wrote.
+        """
+        if status == "aborted":
+            sums, latest_at = self._read(lambda connection: seals.recount(connection, run_id))
+            now = max(now, latest_at or now)
+        return self._write(lambda connection: seals.end(connection, run_id, status, sums, now, self._sign))
+
+    def recount(self, run_id: int) -> Mapping[str, int]:
+        """The sums of a run, counted from its rows; ``unchanged`` is 0: an unchanged target leaves no row."""
+        return self._read(lambda connection: seals.recount(connection, run_id)).sums
+
+    def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
+        """Declare runs whose heartbeat has stopped dead, and seal them; return their ids."""
+        dead = self._write(lambda connection: runs.close_abandoned(connection, now))
+        return [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
+
+    @contextlib.contextmanager
+    def _maintenance(self, now: dt.datetime) -> Iterator[int]:
+        """A run of its own for writes that belong to no run with targets."""
+        run = NewRun(origin="maintenance", host=socket.gethostname(), pid=os.getpid(), targets=0)
+        run_id = self.begin_run(run, now)
+        assert run_id is not None  # noqa: S101 - it has no slot that another could have taken
+        yield run_id
+        self.finish_run(run_id, "succeeded", {}, now)
 
     def fences(self, targets: Sequence[Target], *, register: bool = True, run: RunBegun | None = None) -> list[Fence]:
         """The fence of each of ``targets``. New ones get a row if ``register``; a ``run`` resumes retired ones.
@@ -225,13 +297,6 @@ class Store(RunRecords):
         if set(self._read(notifications.open_conditions)) == set(found):
             return ConditionChanges([], [])
         return self._write(lambda connection: notifications.keep_conditions(connection, found, now))
-
-    def keep_timestamp(self, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
-        """Store a seal's time stamp; False if another process has stored one already."""
-        return self._write(
-            lambda connection: seals.keep_timestamp(connection, seal_id, stamped_at, token),
-            lambda _, connection: seals.is_timestamp_kept(connection, seal_id, token),
-        )
 
     def prune_runs(
         self,

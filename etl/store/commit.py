@@ -49,11 +49,6 @@ _FAILED: Final = (
         observation_id=None,
     )
 )
-_OPENED: Final = (
-    update(target)
-    .where(target.c.id == bindparam("target_id"))
-    .values(observation_id=bindparam("span_id"), consecutive_failures=0, last_error_code=None, last_error=None)
-)
 _GIVEN: Final = BulkValues(
     target_id="bigint", version="int", moved="int", observation_id="bigint", answer_digest="text", data_hash="text",
     state_digest="text", flow_count="int", held_since="timestamptz", held_asked_at="timestamptz", held_at="timestamptz",
@@ -107,16 +102,11 @@ _REMOVE: Final = delete(workflow).where(
         .where(change_set.c.id.in_(bindparam("ids", expanding=True)), CHANGE_KIND == "removed")
     )
 )
-_MISSING: Final = (
-    update(workflow)
-    .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
-    .values(missing_since=bindparam("since"))
+_HELD: Final = update(workflow).where(
+    workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow")
 )
-_DOUBTED: Final = (
-    update(workflow)
-    .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
-    .values(doubted=bindparam("doubts"))
-)
+_MISSING: Final = _HELD.values(missing_since=bindparam("since"))
+_DOUBTED: Final = _HELD.values(doubted=bindparam("doubts"))
 _FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
 
 
@@ -277,14 +267,8 @@ def _span_row(connection: Connection, outcome: Outcome) -> tuple[Any, ...]:
 
 def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:
     failures = [_failure_row(o.fence.target_id, o.issue) for o in outcomes if o.verdict == "failed" and o.issue]
-    answered = [o for o in outcomes if o.answer_digest is not None]
-    opened = [
-        {"target_id": o.fence.target_id, "span_id": spans[o.fence.target_id]}
-        for o in outcomes
-        if o.span is not None and not o.extends and o.answer_digest is None
-    ]
+    answered = [o for o in outcomes if o.verdict != "failed" and not o.only_extends]
     _execute_many(connection, _FAILED, failures)
-    _execute_many(connection, _OPENED, opened)
     if answered:
         rows = [_answer_row(connection, o, spans.get(o.fence.target_id)) for o in answered]
         connection.execute(_ANSWERED[connection.dialect.name], _GIVEN.bound(connection, rows))
@@ -306,8 +290,8 @@ def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -
         made.version if made else outcome.fence.version,
         int(outcome.verdict in ("changed", "held")),
         span_id,
-        outcome.answer_digest,
-        outcome.data_hash,
+        outcome.answer_digest or outcome.fence.answer_digest,
+        outcome.data_hash or outcome.fence.data_hash,
         made.state_digest if made else None,
         outcome.flow_count,
         stamp(connection, outcome.observed_at) if outcome.holds and outcome.observed_at else None,

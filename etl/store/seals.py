@@ -217,13 +217,13 @@ def end(
     now: dt.datetime,
     sign: Sign | None = None,
 ) -> bool:
-    """Write how a closed run ended, and its seal; False if that was done already."""
+    """Write how a closed run ended, and its seal; False if it has ended with another status."""
     finished_at = case((sync_run.c.started_at > now, sync_run.c.started_at), else_=now)
     ended = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.status == "running")
     values = {"status": status, "finished_at": finished_at, "heartbeat_at": database_now(connection), **sums}
     row = connection.execute(ended.values(values).returning(*_RUN_COLUMNS)).first()
     if row is None:
-        return False
+        return _is_sealed(connection, run_id, status)
     targets_digest, *known = row[: len(_KNOWN) + 1]
     facts = dict(zip(_KNOWN, known, strict=True))
     run = seal.SealedRun(run_id=run_id, status=status, **facts, sums=row[len(_KNOWN) + 1 :])
@@ -231,7 +231,7 @@ def end(
     return True
 
 
-def is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
+def _is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
     """Whether the run has this status and a seal."""
     ended = select(run_seal.c.id).join(sync_run, sync_run.c.id == run_seal.c.run_id)
     return connection.execute(ended.where(sync_run.c.id == run_id, sync_run.c.status == status)).first() is not None
@@ -337,11 +337,6 @@ def keep_timestamp(connection: Connection, seal_id: int, stamped_at: dt.datetime
     """Store a stamp; False if another process was faster."""
     row = {"seal_id": seal_id, "stamped_at": stamped_at, "token": token}
     insert_new(connection, seal_timestamp, [row])
-    return is_timestamp_kept(connection, seal_id, token)
-
-
-def is_timestamp_kept(connection: Connection, seal_id: int, token: bytes) -> bool:
-    """Whether this stamp is the stored one."""
     mine = select(seal_timestamp.c.token).where(seal_timestamp.c.seal_id == seal_id)
     found: bytes | None = connection.execute(mine).scalar()
     return found is not None and bytes(found) == token
