@@ -232,19 +232,21 @@ def _opened(
     table: Table, connection: Connection, contents: Contents, name: str, *, by: Sequence[Any] = ()
 ) -> Iterator[Row]:
     """The rows of the runs that are opened completely."""
-    query = _of_targets(name, table, contents) if "target_id" in table.c else select(*_columns(name, table))
     place = list(_keys_of(name)).index("run_id")
-    rows = _stream(connection, query.order_by(*by, *table.primary_key))
+    rows = _stream(connection, _rows(name, table, contents).order_by(*by, *table.primary_key))
     return (row for row in rows if row[place] in contents.whole)
 
 
 def _sealed(table: Table, connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
     """All rows of sealed runs about the targets of the bundle, from the first."""
-    query = _of_targets(name, table, contents).join(run_seal, run_seal.c.run_id == table.c.run_id)
+    query = _rows(name, table, contents).join(run_seal, run_seal.c.run_id == table.c.run_id)
     return _stream(connection, query.order_by(*table.primary_key))
 
 
-def _of_targets(name: str, table: Table, contents: Contents) -> Select[Any]:
+def _rows(name: str, table: Table, contents: Contents) -> Select[Any]:
+    """Of a table whose rows are about targets, those about targets of the bundle."""
+    if "target_id" not in table.c:
+        return select(*_columns(name, table))
     query = select(*_columns(name, table, target)).join_from(table, target, target.c.id == table.c.target_id)
     org_id = contents.extent.org_id
     return query if org_id is None else query.where(target.c.org_id == org_id)
@@ -267,11 +269,6 @@ def _hashes(connection: Connection, contents: Contents, name: str) -> Iterator[R
     for run_id in sorted(contents.hashes):
         of_run = query.where(change_set.c.run_id == run_id).order_by(*TARGET_KEY, change_set.c.version)
         yield run_id, list(connection.execute(of_run).scalars())
-
-
-def _pruned(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
-    query = select(*_columns(name, pruned_issues)).join(run_seal, run_seal.c.run_id == pruned_issues.c.run_id)
-    return _stream(connection, query.order_by(pruned_issues.c.id))
 
 
 # ---------------------------------------------------------------------------------------------------- by target
@@ -367,7 +364,7 @@ _FILES: Final[dict[str, Rows]] = {
     "holds": partial(_sealed, hold_event),
     "details": partial(_opened, workflow_detail),
     "org_events": partial(_opened, org_event),
-    "pruned_issues": _pruned,
+    "pruned_issues": partial(_sealed, pruned_issues),
     "issues": partial(_opened, sync_issue, by=TARGET_KEY),
     "openings": _openings,
     "change_sets": _change_sets,

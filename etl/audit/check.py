@@ -29,7 +29,7 @@ import zipfile
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import IO, Any, Callable, DefaultDict, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 Row = Dict[str, Any]
@@ -451,8 +451,6 @@ class Trail:
         self.members: Dict[Target, None] = {}
         self.approved: Dict[Tuple[int, Target], int] = {}
         """When the hold began that was approved in a run."""
-        self.ended: DefaultDict[Tuple[int, Target], List[Held]] = defaultdict(list)
-        """What ended in a run of what was held."""
         self.began: Dict[Target, int] = {}
         """When the hold of a target began."""
         self.waiting: DefaultDict[Target, Dict[Held, None]] = defaultdict(dict)
@@ -588,11 +586,18 @@ class Trail:
                 wrong = f"{place}: {printable(kind)} of {shown(each[0])} in run {run_id} cannot be"
                 self.impossible.setdefault((run_id, target), wrong)
             waiting.update({each: None}) if kind == "held" else waiting.pop(each, None)
-        if kind != "held":
-            self.ended[run_id, target] += held
         if kind == "approved":
             self.approved[run_id, target] = self.began[target]
         self.missing[run_id, target] = sum(not each[1] for each in waiting)
+
+    def approved_scope(self, run: Run, target: Target) -> Optional[str]:
+        """The digest of the hold of a target that was approved in a run: all that ended in it."""
+        if (run.id, target) not in self.approved:
+            return None
+        events = [row for row in self.holds[target] if row["run_id"] == run.id and row["kind"] != "held"]
+        ended = sorted((each for event in events for each in held_by(event)), key=lambda each: each[:2])
+        gone, doubted = [each[0] for each in ended if not each[1]], [each for each in ended if each[1]]
+        return digest([*target, self.approved[run.id, target], gone, doubted])
 
     def _derive_targets(self, memberships: List[Row]) -> None:
         """Replay the memberships up to what each run saw of them."""
@@ -687,10 +692,7 @@ class Times:
         pairs = sorted(pairs)
         self.starts = [start for start, _ in pairs]
         self.ends = [end for _, end in pairs]
-        self.sorted_ends = sorted(self.ends)
-        self.latest: List[int] = []
-        for end in self.ends:
-            self.latest.append(max(end, self.latest[-1]) if self.latest else end)
+        self.sorted_ends, self.latest = sorted(self.ends), list(accumulate(self.ends, max))
 
     def meeting(self, first: int, last: int) -> int:
         """How many have a moment in common with ``first`` to ``last``."""
@@ -846,7 +848,7 @@ class Chain:
         for kind in KINDS:
             require(at, f"change_set.{kind}", counts[kind], row[kind])
         before = dict(self.state)
-        self._open(changes, at) if opens else self._replay(changes, at)
+        self._open(changes, at) if opens else self._replay(before, changes, at)
         require(at, "change_set.flow_count", len(self.state), row["flow_count"])
         computed = digest([self.state[flow_id] for flow_id in sorted(self.state)])
         require(at, "change_set.state_digest", computed, row["state_digest"])
@@ -895,19 +897,15 @@ class Chain:
             after = None if change["kind"] == "removed" else after_of(change)
             require(at, f"workflow {shown(change['flow_id'])}", self.state.get(change["flow_id"]), after)
 
-    def _replay(self, changes: List[Row], at: str) -> None:
+    def _replay(self, before: Dict[str, Flow], changes: List[Row], at: str) -> None:
         """Apply the changes, which must be just those that lead from the state before to what they say."""
-        before = dict(self.state)
         for change in changes:
             self.state.pop(change["flow_id"], None)
             if change["kind"] != "removed":
                 self.state[change["flow_id"]] = after_of(change)
-        touched = sorted({change["flow_id"] for change in changes})
-        expected = [
-            row
-            for each in touched
-            for row in changes_of(each, before.get(each), self.state.get(each), self.version == 0)
-        ]
+        expected: List[List[Any]] = []
+        for each in sorted({change["flow_id"] for change in changes}):
+            expected += changes_of(each, before.get(each), self.state.get(each), self.version == 0)
         for right, found in zip_longest(expected, ([change[name] for name in CHANGE] for change in changes)):
             require(f"{at}, workflow {shown((right or found)[0])}", "change", right, found)
         if not changes and self.version:
@@ -927,18 +925,7 @@ class Chain:
         if run.opened == "whole":
             if self.target not in run.targets:
                 raise Broken(at, f"{run.place} was not to ask this target")
-            key = (run.id, self.target)
-            ended = self.trail.ended[key]
-            gone, doubted = (
-                sorted(e[0] for e in ended if not e[1]),
-                sorted((e for e in ended if e[1]), key=lambda e: e[:2]),
-            )
-            scope = (
-                digest([*self.target, self.trail.approved.get(key), gone, doubted])
-                if key in self.trail.approved
-                else None
-            )
-            require(at, "change_set.approved_scope", scope, row["approved_scope"])
+            require(at, "change_set.approved_scope", self.trail.approved_scope(run, self.target), row["approved_scope"])
         elif run.opened == "no" or row["hash"] not in run.hashes:
             raise Broken(at, f"is not in {run.place}, which it names")
         if (row["approved_by"] is None) != (row["approved_scope"] is None):
@@ -1207,13 +1194,12 @@ class Check:
     def _require_hold_answer(self, event: Row, at: str) -> None:
         """The kept answer lists what came back, and nothing that is held or approved."""
         answer = answer_of(self.bundle, event["data_hash"], at)
-        for flow_id in event["flow_ids"]:
-            if answer is not None and (flow_id in answer) != (event["kind"] == "back"):
-                raise Broken(at, f"its answer does not show {event['kind']} of {shown(flow_id)}")
-        for flow_id, kind, new in event["doubted"]:
-            flow = answer.get(flow_id) if answer is not None else None
-            shows = flow is not None and flow[ATTRIBUTES[kind]] == new
-            if answer is not None and shows == (event["kind"] == "back"):
+        if answer is None:
+            return
+        for flow_id, kind, new in held_by(event):
+            flow = answer.get(flow_id)
+            shows = flow is None if not kind else flow is not None and flow[ATTRIBUTES[kind]] == new
+            if shows == (event["kind"] == "back"):
                 raise Broken(at, f"its answer does not show {event['kind']} of {shown(flow_id)}")
 
     def compare(
@@ -1456,24 +1442,16 @@ def kept_file(text: bytes) -> Tuple[List[Row], Optional[int]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        row = None
         try:
             row = loads(line)
             columns = columns_of(KEPT_SEAL if "trail_id" in row else KEPT_HEAD)
             kept.append({**typed(row, columns), "place": f"kept line {number}"})
         except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(lines) and not is_whole(line):
+            if number == len(lines) and row is None:
                 return kept, number
             raise ValueError(f"line {number} is no kept seal and no kept head") from None
     return kept, None
-
-
-def is_whole(line: bytes) -> bool:
-    """Whether a line is JSON."""
-    try:
-        loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

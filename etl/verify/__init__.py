@@ -93,13 +93,9 @@ def verify(
     """
     replay = _Replay(engine, progress, answers, since)
     sound = True
-    for finding in _times(engine, replay.pause):
+    for finding in itertools.chain(_times(engine, replay.pause), replay.findings()):
         sound = False
         yield finding
-    while replay.after is not None:
-        for finding in replay.replay_next(replay.after):
-            sound = False
-            yield finding
     if answers is not None:
         yield from _of_runs(itertools.chain(bodies(engine, answers), details(engine)), sound)
     yield from orphans(engine)
@@ -144,14 +140,14 @@ class _Replay:
     def __init__(
         self, engine: Engine, progress: Callable[[Progress], None], answers: Answers | None, since: int
     ) -> None:
-        self.after: int | None = BEFORE_ALL
-        """The last target that was replayed; None once all were."""
         self._engine = engine
         self._progress = progress
         self._answers = answers
         self._since = since
         self._budget = _ROWS_A_TRANSACTION if engine.dialect.name == "sqlite" else None
         self._any_bytes = False
+        self._after: int | None = BEFORE_ALL
+        """The last target that was replayed; None once all were."""
         with reading(engine) as connection:
             those = target.c.id.in_(TOUCHED) if since else true()
             count = select(func.count()).select_from(target).where(those)
@@ -162,30 +158,31 @@ class _Replay:
         """Let the caller rest, or end the check."""
         self._progress(self._done)
 
-    def replay_next(self, after: int) -> Iterator[Finding]:
-        """Replay the next targets."""
-        try:
-            with reading(self._engine) as connection:
-                times = run_times(connection)
-                with opened(connection, after, since=self._since, any_bytes=self._any_bytes) as rows:
-                    yield from self._replay_some(rows, times)
-        except DatabaseError as error:
-            if self._any_bytes or _NO_TEXT not in str(error.__cause__):
-                raise
-            self._any_bytes = True
+    def findings(self) -> Iterator[Finding]:
+        """Replay all targets; yield the first broken link of each."""
+        while self._after is not None:
+            try:
+                with reading(self._engine) as connection:
+                    times = run_times(connection)
+                    with opened(connection, self._after, since=self._since, any_bytes=self._any_bytes) as rows:
+                        yield from self._replay_some(rows, times)
+            except DatabaseError as error:
+                if self._any_bytes or _NO_TEXT not in str(error.__cause__):
+                    raise
+                self._any_bytes = True
 
     def _replay_some(self, rows: Rows, times: RunTimes) -> Iterator[Finding]:
         began = sum(self._done)
         for row in rows.targets:
             chain, finding = _replay_target(rows, row, times, self._answers)
-            self.after = row[0]
+            self._after = row[0]
             self._done = self._done.plus(chain)
             self._progress(self._done)
             if finding is not None:
                 yield finding
             if self._budget is not None and sum(self._done) - began >= self._budget:
                 return
-        self.after = None
+        self._after = None
 
 
 def _replay_target(rows: Rows, row: Row, times: RunTimes, answers: Answers | None) -> tuple[Chain, Finding | None]:

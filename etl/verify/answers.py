@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, select
@@ -22,6 +21,7 @@ from etl.errors import GatewayError
 from etl.schema import answer, hold_event, workflow_detail
 from etl.verify.chain import Chain
 from etl.verify.finding import Broken, Finding, Verbatim
+from etl.verify.history import doubts_of
 from etl.verify.rows import ChangeSetRow, as_read, pages
 
 _AT_ONCE: Final = 200
@@ -56,7 +56,7 @@ def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
         try:
             went.bytes += len(_data(row))
         except Broken as broken:
-            yield broken.of_run(None)
+            yield broken.of()
 
 
 def details(engine: Engine) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def details(engine: Engine) -> Iterator[Finding]:
             right = False
         if not right:
             wanted = Verbatim(f"the bytes of '{row.detail_hash}'")
-            yield Broken(f"workflow_detail {row.id}.body", wanted, Verbatim("others")).of_run(row.run_id)
+            yield Broken(f"workflow_detail {row.id}.body", wanted, Verbatim("others")).of(run_id=row.run_id)
 
 
 class TargetAnswers:
@@ -77,9 +77,10 @@ class TargetAnswers:
     def __init__(self, connection: Connection, target_id: int, went: Answers) -> None:
         self._connection = connection
         self._went = went
-        self._holds = [_Hold(row) for row in connection.execute(_HOLDS, {"target_id": target_id})]
+        rows = connection.execute(_HOLDS, {"target_id": target_id})
+        self._holds = [_Hold(row.kind, row.at, [*doubts_of(row)], row.data_hash) for row in rows]
         self._next = 0
-        self._held: set[str] = set()
+        self._held: set[Doubt] = set()
 
     def require_version(self, chain: Chain, row: ChangeSetRow) -> None:
         """Raise Broken if the answer of the last linked version is kept and does not show it."""
@@ -90,10 +91,10 @@ class TargetAnswers:
             return
         flows = chain.state.flows
         for flow_id in sorted(listed.keys() | flows.keys()):
-            if listed.get(flow_id) == flows.get(flow_id) or (flow_id not in listed and flow_id in self._held):
-                continue
-            told = f"{_described(listed.get(flow_id))}, as its answer has it"
-            raise Broken("workflow", Verbatim(told), Verbatim(_described(flows.get(flow_id))), row.version)
+            is_held = flow_id not in listed and Doubt(flow_id, "removed", None) in self._held
+            if listed.get(flow_id) != flows.get(flow_id) and not is_held:
+                told = f"{_described(listed.get(flow_id))}, as its answer has it"
+                raise Broken("workflow", Verbatim(told), Verbatim(_described(flows.get(flow_id))), row.version)
         self._went.proven += 1
 
     def require_holds(self) -> None:
@@ -102,20 +103,15 @@ class TargetAnswers:
             listed = self._listed(hold.data_hash, None)
             if listed is None:
                 continue
-            for flow_id in hold.flow_ids:
-                if (flow_id in listed) != (hold.kind == "back"):
-                    wanted = Verbatim(f"{hold.kind!r} at {hold.at} only of what its answer shows so")
-                    raise Broken("hold_event", wanted, flow_id)
-            for doubt in hold.doubted:
-                flow = listed.get(doubt.flow_id)
-                if (flow is not None and getattr(flow, ATTRIBUTE_OF[doubt.kind]) == doubt.new) == (hold.kind == "back"):
+            for doubt in hold.doubts:
+                if _shows(listed, doubt) == (hold.kind == "back"):
                     wanted = Verbatim(f"{hold.kind!r} at {hold.at} only of what its answer shows so")
                     raise Broken("hold_event", wanted, doubt.flow_id)
 
     def _hold_until(self, at: dt.datetime) -> None:
         while self._next < len(self._holds) and self._holds[self._next].at <= at:
             hold = self._holds[self._next]
-            (self._held.update if hold.kind == "held" else self._held.difference_update)(hold.flow_ids)
+            (self._held.update if hold.kind == "held" else self._held.difference_update)(hold.doubts)
             self._next += 1
 
     def _listed(self, data_hash: str, version: int | None) -> Mapping[str, Flow] | None:
@@ -125,13 +121,19 @@ class TargetAnswers:
         return _read(_data(row, version), data_hash, version)
 
 
-class _Hold:
-    def __init__(self, row: Row[Any]) -> None:
-        self.kind: str = row.kind
-        self.at: dt.datetime = row.at
-        self.data_hash: str = row.data_hash
-        self.flow_ids: Sequence[str] = json.loads(row.flow_ids)
-        self.doubted = [Doubt(*each) for each in json.loads(row.doubted)]
+class _Hold(NamedTuple):
+    kind: str
+    at: dt.datetime
+    doubts: Sequence[Doubt]
+    data_hash: str
+
+
+def _shows(listed: Mapping[str, Flow], doubt: Doubt) -> bool:
+    """Whether an answer has a change that is held."""
+    flow = listed.get(doubt.flow_id)
+    if flow is None or doubt.kind == "removed":
+        return (flow is None) == (doubt.kind == "removed")
+    return bool(getattr(flow, ATTRIBUTE_OF[doubt.kind]) == doubt.new)
 
 
 def _data(row: Row[Any], version: int | None = None) -> bytes:

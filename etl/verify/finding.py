@@ -51,14 +51,10 @@ class Broken(Exception):
         self.what, self.version, self.target = what, version, target
         self.expected, self.found = shown(expected), shown(found)
 
-    def of(self, target: Target) -> Finding:
-        """The finding about ``target``."""
-        return Finding(target=target, version=self.version, what=self.what, expected=self.expected, found=self.found)
-
-    def of_run(self, run_id: int | None, seal_id: int | None = None) -> Finding:
-        """The finding about a run, or about a target of it."""
+    def of(self, target: Target | None = None, *, run_id: int | None = None, seal_id: int | None = None) -> Finding:
+        """The finding about a target (else the one that was named, if any), about a run, and its seal."""
         return Finding(
-            target=self.target,
+            target=target or self.target,
             version=self.version,
             run_id=run_id,
             seal_id=seal_id,

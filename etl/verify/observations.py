@@ -14,31 +14,25 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Engine, Row, bindparam, select, text
+from sqlalchemy import BigInteger, Connection, Engine, Row, bindparam, select
 
 from etl.database import STREAMED
 from etl.domain.chain import encode
 from etl.domain.model import Target
 from etl.schema import UtcTime, sync_run, target
 from etl.verify.finding import Finding
-from etl.verify.rows import by_target, pages
+from etl.verify.rows import by_target, pages, statements
 
 _AT_ONCE: Final = 2_000
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 _NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _BY_NAME: Final = "targets"
-_WRITTEN: Final = re.split(
-    r"^-- (\w+):.*\n", (files("etl.verify") / "observations.sql").read_text("utf-8"), flags=re.MULTILINE
-)
-_SQL: Final = dict(zip(_WRITTEN[1::2], map(text, _WRITTEN[2::2]), strict=True))
-"""The statements of the file beside this module, by the word in the comment before each."""
+_SQL: Final = statements("observations")
 _TARGETS: Final[Any] = select(target.c.id)
 _SPANS: Final = _SQL["spans"].columns(first_at=UtcTime(), last_at=UtcTime(), ended_at=UtcTime())
 _ISSUES, _MOVES = _SQL["issues"], _SQL["moves"]

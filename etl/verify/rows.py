@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
+from importlib.resources import files
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -19,8 +21,11 @@ from sqlalchemy import (
     Executable,
     Select,
     Table,
+    TextClause,
+    TextualSelect,
     bindparam,
     select,
+    text,
     union,
 )
 from sqlalchemy import Row as SqlRow
@@ -207,8 +212,8 @@ _LAST_HOLD: Final = (
 
 def pages(
     engine: Engine,
-    query: Select[Any],
-    key: Column[Any],
+    query: Select[Any] | TextualSelect,
+    key: Column[Any] | str,
     gather: Callable[[Connection, Sequence[SqlRow[Any]]], Iterable[T]],
     *,
     at_once: int,
@@ -219,17 +224,22 @@ def pages(
 
     Each part is read and gathered in a transaction of its own, which has ended when its results are yielded: a reader
     of SQLite keeps writers waiting. A part with fewer rows is the last one; it may have none.
+    A statement of a file does the paging itself: it has ``:after`` and ``:at_once``.
     ``after``: None if any key may be there, even an empty one.
     ``tolerant``: a time that no datetime can represent is read as ``any_time`` does, and what cannot be read raises
     ValueError; else both raise DatabaseError.
     """
-    first, following = _paged(query, key, at_once)
+    first, following = (query, query) if isinstance(query, TextualSelect) else _paged(query, key, at_once)
     read, more = _all if tolerant else rows_of, True
     while more:
         found: list[T] = []
         try:
             with reading(engine) as connection, any_time(connection) if tolerant else nullcontext():
-                rows = read(connection, first) if after is None else read(connection, following, after=after)
+                rows = (
+                    read(connection, first)
+                    if after is None
+                    else read(connection, following, after=after, at_once=at_once)
+                )
                 more, after = len(rows) == at_once, rows[-1]._mapping[key] if rows else after
                 found.extend(gather(connection, rows))
         finally:
@@ -237,9 +247,15 @@ def pages(
 
 
 @lru_cache
-def _paged(query: Select[Any], key: Column[Any], at_once: int) -> tuple[Select[Any], Select[Any]]:
+def _paged(query: Select[Any], key: Any, at_once: int) -> tuple[Select[Any], Select[Any]]:
     first = query.order_by(key).limit(at_once)
     return first, first.where(key > bindparam("after"))
+
+
+def statements(name: str) -> dict[str, TextClause]:
+    """The statements of a file beside this module, by the word in the comment before each."""
+    written = re.split(r"^-- (\w+):.*\n", (files("etl.verify") / f"{name}.sql").read_text("utf-8"), flags=re.MULTILINE)
+    return dict(zip(written[1::2], map(text, written[2::2]), strict=True))
 
 
 def as_read(_: Connection, rows: Sequence[SqlRow[Any]]) -> Sequence[SqlRow[Any]]:

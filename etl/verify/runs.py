@@ -172,9 +172,11 @@ class Runs:
                 _require_scope(run.scope)
                 _require_sealed(found, self._scopes.targets_of(connection, run.scope))
         except Broken as broken:
-            yield broken.of_run(run.id, run.seal_id)
+            yield broken.of(run_id=run.id, seal_id=run.seal_id)
         except (ValueError, LookupError, TypeError, OverflowError) as error:
-            yield Broken("sync_run", Verbatim("readable"), Verbatim(f"not: {error}")).of_run(run.id, run.seal_id)
+            yield Broken("sync_run", Verbatim("readable"), Verbatim(f"not: {error}")).of(
+                run_id=run.id, seal_id=run.seal_id
+            )
 
     def _require_unsealed(self, found: _Found) -> None:
         self._sealing.unsealed_runs += 1

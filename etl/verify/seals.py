@@ -132,7 +132,7 @@ class Links:
         try:
             yield from self._follow()
         except Broken as broken:
-            yield broken.of_run(None)
+            yield broken.of()
         else:
             yield from self._signatures.none_at_all()
 
@@ -167,20 +167,16 @@ class Links:
 
     def _link(self, row: Row[Any]) -> Iterator[Finding]:
         number = self._number + 1
-        place = f"run_seal {number}"
         if row.id != number:
             raise Broken("run_seal.id", Verbatim(f"{number}, after the seal {number - 1}"), row.id)
         self._enter(number)
         self._number, self._sealing.last = number, number
         self._sealing.seals += 1
-        try:
-            self._require(row, place)
-        except Broken as broken:
-            yield broken.of_run(row.run_id, number)
-        try:
-            self._signatures.require(row, self._trail_id)
-        except Broken as broken:
-            yield broken.of_run(row.run_id, number)
+        for require_it in (self._require, self._signatures.require):
+            try:
+                require_it(row, self._trail_id)
+            except Broken as broken:
+                yield broken.of(run_id=row.run_id, seal_id=number)
         self._seal, self._sealed_at = row.seal, max(row.sealed_at, self._sealed_at)
 
     def _enter(self, number: int) -> None:
@@ -190,7 +186,8 @@ class Links:
                 self._seal = seal.genesis(each.trail_id, each.created_at, self._seal)
                 self._trail_id = each.trail_id
 
-    def _require(self, row: Row[Any], place: str) -> None:
+    def _require(self, row: Row[Any], trail_id: str) -> None:
+        place = f"run_seal {row.id}"
         require(f"{place}.format", seal.FORMAT, row.format)
         require(f"{place}.parent", self._seal, row.parent)
         if row.its_status is None:
@@ -200,30 +197,10 @@ class Links:
         if not self._sealed_at <= row.sealed_at >= row.its_finished_at >= row.its_started_at:
             order = Verbatim(f"after the end of its run at {row.its_finished_at}, and after {self._sealed_at}")
             raise Broken(f"{place}.sealed_at", order, row.sealed_at)
-        computed = self._computed(row)
+        computed = _computed(row, trail_id)
         if computed != row.seal:
             by = Verbatim(f"'{computed}' by the row of its run, and its digests")
             raise Broken(f"{place}.seal", by, row.seal)
-
-    def _computed(self, row: Row[Any]) -> str:
-        run = seal.SealedRun(
-            run_id=row.run_id,
-            schedule=row.its_schedule,
-            origin=row.its_origin,
-            scheduled_for=row.its_scheduled_for,
-            missed=row.its_missed,
-            status=row.its_status,
-            started_at=row.its_started_at,
-            finished_at=row.its_finished_at,
-            sums=[getattr(row, f"its_{name}") for name in seal.SUMS],
-        )
-        digests = seal.Digests(
-            targets=row.targets_digest,
-            change_sets=row.change_sets_digest,
-            issues=row.issues_digest,
-            events=row.events_digest,
-        )
-        return seal.seal_hash(row.parent, self._trail_id, row.id, run, digests, row.sealed_at)
 
     def _require_head(self, trails: Sequence[Row[Any]]) -> None:
         """Raise Broken unless the trail's head is the last seal: this reveals seals that were cut off."""
@@ -239,6 +216,17 @@ class Links:
         require("trail.head", self._seal, head.head)
         if head.first_seal <= self._number:
             require("trail.sealed_at", self._sealed_at, head.sealed_at)
+
+
+def _computed(row: Row[Any], trail_id: str) -> str:
+    named = (name for name in seal.SealedRun.__struct_fields__ if name not in ("run_id", "sums"))
+    run = seal.SealedRun(
+        run_id=row.run_id,
+        sums=[getattr(row, f"its_{name}") for name in seal.SUMS],
+        **{name: getattr(row, f"its_{name}") for name in named},
+    )
+    digests = seal.Digests(**{name: getattr(row, f"{name}_digest") for name in seal.Digests.__struct_fields__})
+    return seal.seal_hash(row.parent, trail_id, row.id, run, digests, row.sealed_at)
 
 
 # ----------------------------------------------------------------------------------------------------- time stamps
@@ -265,7 +253,7 @@ def timestamps(
         try:
             _require_stamp(row, authorities)
         except Broken as broken:
-            yield broken.of_run(row.run_id, row.seal_id)
+            yield broken.of(run_id=row.run_id, seal_id=row.seal_id)
         sealing.stamped += 1
         sealing.last_stamp = (row.seal_id, row.stamped_at)
 
