@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import click
 import msgspec
@@ -36,15 +36,6 @@ _COLUMNS = ("id", "run_id", "schedule", "origin", "status", "sealed_at", "seal",
 _SHOWN = 20
 _KEY_SHOWN = 16
 seal = CommandGroup("seal", help="The seals of runs, and the key that signs them.")
-
-
-class _Trusted(NamedTuple):
-    """Which signatures and time stamps are trusted, and whether answers are read."""
-
-    keys: Sequence[verify.PublicKey]
-    authorities: verify.Authorities | None
-    answers: verify.Answers | None
-    """Counts the kept answers, if they are read."""
 
 
 @click.command("verify")
@@ -81,65 +72,56 @@ def verify_trail(
     answers: bool,
 ) -> None:
     """Replay every target, check digests and hashes, and report the first broken link of each."""
-    trusted = _Trusted(
-        [signing.load_public_key(each) for each in public_keys],
-        None if tsa is None else signing.load_authorities(tsa),
-        verify.Answers() if answers else None,
-    )
+    keys = [signing.load_public_key(each) for each in public_keys]
+    authorities = None if tsa is None else signing.load_authorities(tsa)
+    done, sealing, read = verify.Progress(0, 0, 0, 0), verify.Sealing(), verify.Answers() if answers else None
     with options.reading(logs=True) as app:
         if head:
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, since, trusted, hidden=options.json)
+        with console.progress("replaying", hidden=options.json) as advance, ExitStack() as files:
+
+            def report(progress: verify.Progress) -> None:
+                nonlocal done
+                done = progress
+                advance(progress.targets, progress.of_targets)
+
+            cut: list[int] = []
+            kept = _opened(against, files, cut.append) if against else None
+            trusted: dict[str, Any] = {"keys": keys, "authorities": authorities, "answers": read}
+            found = list(verify.verify(app.engine, since=since, progress=report, sealing=sealing, **trusted))
+            found += _damage(app) + _schema(app)
+            if kept is not None:
+                found += verify.against(app.engine, kept, is_whole=lambda: not cut)
+            for line in cut:
+                lacking = "the last, was cut short and ignored; whether the file lacks targets was not checked"
+                console.complain(f"Line {line}, {lacking}.", "yellow")
     if options.json:
         console.json([finding.as_object() for finding in found])
     else:
         for finding in found:
             console.say(str(finding), "red")
+        through = _through(done, sealing, read, keys=bool(keys), authorities=authorities is not None)
+        through += f"; compared with {against}" if against else ""
         console.say(f"{through}: {f'{len(found)} findings' if found else 'everything holds'}.", "bold")
     if found:
         raise Exit(1)
 
 
-def _findings(
-    app: Application, against: Path | None, since: int, trusted: _Trusted, *, hidden: bool
-) -> tuple[list[verify.Finding], str]:
-    reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
-    sealing = verify.Sealing()
-    with console.progress("replaying", hidden=hidden) as advance, ExitStack() as files:
-
-        def report(progress: verify.Progress) -> None:
-            reached[:] = [progress]
-            advance(progress.targets, progress.of_targets)
-
-        cut: list[int] = []
-        kept = _opened(against, files, cut.append) if against else None
-        found = list(verify.verify(app.engine, since=since, progress=report, sealing=sealing, **trusted._asdict()))
-        found += _damage(app) + _schema(app)
-        if kept is not None:
-            found += verify.against(app.engine, kept, is_whole=lambda: not cut)
-        for line in cut:
-            console.complain(
-                f"Line {line}, the last, was cut short and ignored; whether the file lacks targets was not checked.",
-                "yellow",
-            )
-    through = _through(reached[0], sealing, trusted)
-    return found, through + (f"; compared with {against}" if against else "")
-
-
-def _through(done: verify.Progress, sealing: verify.Sealing, trusted: _Trusted) -> str:
-    """What the check went through, in words."""
+def _through(
+    done: verify.Progress, sealing: verify.Sealing, read: verify.Answers | None, *, keys: bool, authorities: bool
+) -> str:
+    """What the check went through, in words; ``keys`` and ``authorities``: whether there were any to check with."""
     through = f"{counted(done.targets, 'target')}, {counted(done.change_sets, 'change set')}, "
     through += f"{counted(done.changes, 'change')} replayed, {counted(sealing.seals, 'seal')}"
     if sealing.signed:
-        unchecked = "" if trusted.keys else "; --public-key FILE checks the signatures"
-        through += f" ({sealing.signed} signed{unchecked})"
+        through += f" ({sealing.signed} signed{'' if keys else '; --public-key FILE checks the signatures'})"
     if sealing.last_stamp:
         seal, at = sealing.last_stamp
-        unchecked = "" if trusted.authorities else "; --tsa FILE checks whose they are"
+        unchecked = "" if authorities else "; --tsa FILE checks whose they are"
         through += f", {sealing.stamped} time stamps (the last of seal {seal}, {console.cell(at)}{unchecked})"
-    if (read := trusted.answers) is not None:
+    if read is not None:
         through += f", {read.kept} answers ({read.bytes} bytes; {read.proven} of {read.versions} versions have theirs)"
     if sealing.unsealed_runs:
         through += f" ({sealing.unsealed_runs} runs with {sealing.unsealed_versions} change sets are not sealed yet)"

@@ -174,16 +174,19 @@ def refreshed(
 ) -> Iterator[Sequence[Schedule]]:
     """The schedules with the users of their rosters as targets; rosters that are due are asked for first.
 
-    If a roster fails or is slow, the last one stays in force. Raises FlowtrailError if none ever came and there is
-    nothing else to ask. Requests for rosters that are still under way are cut off at the block's end.
+    If a roster fails or is slow, the last one stays in force, unless a person waits for the answer (``accept``). Raises
+    FlowtrailError if none ever came and there is nothing else to ask. Requests for rosters that are still under way are
+    cut off at the block's end.
     """
     orgs = organisations(schedules)
     if not orgs:
         yield schedules
         return
+    stored = store.rosters(orgs)
+    all_stand = all(org in stored and stored[org].answered_at is not None for org in orgs)
     answer = app.pool(1, "rosters").submit(app.rosters(store).refresh, orgs, accept=accept)
     try:
-        _await_rosters(answer, _wait_seconds(store, orgs, accept=accept))
+        _await_rosters(answer, _PATIENCE_SECONDS if all_stand and not accept else None)
         expanded = app.rosters(store).expand(schedules)
         _require_targets(expanded)
         yield expanded
@@ -209,13 +212,6 @@ def _await_rosters(answer: Future[list[Refreshed]], seconds: float | None) -> No
                 "without confirmation, so they stay. If it is right, run `flowtrail sync --retire`.",
                 "yellow",
             )
-
-
-def _wait_seconds(store: Store, orgs: set[str], *, accept: bool) -> float | None:
-    """How long to wait; None if there is nothing to do without the answer, or a person waits for it."""
-    stored_rosters = store.rosters(orgs)
-    stand = all(org in stored_rosters and stored_rosters[org].answered_at is not None for org in orgs)
-    return _PATIENCE_SECONDS if stand and not accept else None
 
 
 def _require_targets(schedules: Sequence[Schedule]) -> None:

@@ -28,7 +28,7 @@ from etl.database import reading
 from etl.domain.holds import HeldSet, shown_set
 from etl.domain.kinds import CHANGE_KINDS, EVENT_KINDS
 from etl.domain.model import Target, cycle_code
-from etl.report.names import WHOLE, any_contains, id_contains
+from etl.report.names import WHOLE, contains, id_contains
 from etl.report.reading import sql, stream
 from etl.report.rows import (
     Gap,
@@ -155,7 +155,7 @@ def _id(column: str) -> Filter:
 
 
 def _text(*columns: str) -> Filter:
-    return Filter("text", lambda c, dialect, asked: or_(*any_contains(dialect, asked, *(c[name] for name in columns))))
+    return Filter("text", lambda c, dialect, asked: or_(*(contains(dialect, c[name], asked) for name in columns)))
 
 
 def _equal(column: str, kind: Literal["exact", "number"] = "exact") -> Filter:

@@ -25,11 +25,6 @@ def contains(dialect: str, name: ColumnElement[Any], part: str) -> ColumnElement
     return folded.like(pattern(part), escape=_ESCAPE)
 
 
-def any_contains(dialect: str, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
-    """The condition that one of ``columns`` contains ``part``; none without a part."""
-    return [] if part is None else [or_(*(contains(dialect, column, part) for column in columns))]
-
-
 def contains_sql(dialect: str, name: str, parameter: str) -> str:
     """The same as SQL text, with the pattern bound as ``parameter``."""
     collated = name if dialect == "sqlite" else f'{name} COLLATE "C"'

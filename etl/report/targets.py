@@ -17,7 +17,7 @@ from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import Flow, Target
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.listings import FLOWS
-from etl.report.names import WHOLE, any_contains, with_ids
+from etl.report.names import WHOLE, contains, with_ids
 from etl.report.reading import sql
 from etl.report.rows import (
     ListDifference,
@@ -155,8 +155,9 @@ def list_then(
 ) -> Select[Any]:
     """``ListWorkflowAsOf``, by flow_id: the list at ``at``."""
     then = flows_statement(cheaper_way(connection, at), at, known._asdict()).subquery("then_listed")
-    found = any_contains(connection.dialect.name, find or None, then.c.flow_id, then.c.flow_name)
-    found += [then.c.cycle == cycle] if cycle else []
+    dialect = connection.dialect.name
+    found = [then.c.cycle == cycle] if cycle else []
+    found += [or_(*(contains(dialect, then.c[name], find) for name in ("flow_id", "flow_name")))] if find else []
     return select(then).where(*found).order_by(then.c.flow_id)
 
 
