@@ -186,38 +186,34 @@ class Targets:
             return
         org = self._text(entry, "org", place)
         expression = self._text(entry, "expression", place) if "expression" in entry else ""
-        if entry.get("users") == ALL_USERS:
-            self._add_roster(org, expression, place)
-            return
         users = self._users(entry, place)
         if org is None or expression is None:
             return
+        if users == ALL_USERS:
+            self._add_roster(RosterOf(org, expression), place)
+            return
         source = self._source(f"{place}, users #")
         for number, user in enumerate(users, start=1):
-            if user is not None:
+            if isinstance(user, str):
                 self._add(org, user, expression, source, number)
 
-    def _add_roster(self, org: str | None, expression: str | None, place: str) -> None:
-        if org is None or expression is None:
-            return
-        if fault := _id_fault("org", org) or _expression_fault(expression):
+    def _add_roster(self, roster: RosterOf, place: str) -> None:
+        if fault := _fault("org", roster.org_id) or _fault("expression", roster.expression):
             self._complain(place, fault)
-            return
-        roster = RosterOf(org, expression)
-        if (first := self.rosters.setdefault(roster, place)) != place:
+        elif (first := self.rosters.setdefault(roster, place)) != place:
             self._complain(place, f"{roster} are targets already, by {first}: remove one of the two")
 
-    def _users(self, entry: Mapping[str, Any], place: str) -> list[str | None]:
+    def _users(self, entry: Mapping[str, Any], place: str) -> list[Any] | str:
         users = entry.get("users")
+        if users == ALL_USERS:
+            return ALL_USERS
         if not isinstance(users, list) or not users:
-            self._complain(
-                place, 'needs users, a list such as ["u15426865866571"], or "all" for the whole organisation'
-            )
+            wanted = 'a list such as ["u15426865866571"], or "all" for the whole organisation'
+            self._complain(place, f"needs users, {wanted}")
             return []
-        wrong = [each for each in users if not isinstance(each, str)]
-        if wrong:
+        if wrong := [each for each in users if not isinstance(each, str)]:
             self._complain(place, f"users must be ids in quotes, not {shown(wrong[0])}")
-        return [each if isinstance(each, str) else None for each in users]
+        return users
 
     def _text(self, entry: Mapping[str, Any], key: str, place: str) -> str | None:
         value = entry.get(key)
@@ -229,50 +225,40 @@ class Targets:
     def _add_rows(self, path: Path, rows: Any) -> None:
         source = self._source(f"{path}:")
         try:
-            order = self._columns(path, next(rows, []))
-            if order is not None:
-                self._add_ordered(path, rows, order, source)
+            names = [name.strip() for name in next(rows, [])]
+            if not {"org", "user"} <= set(names) <= set(_COLUMNS) or len(set(names)) < len(names):
+                wanted = 'must be the header "org,user" or "org,user,expression"'
+                self._complain(f"{path}:1", f"{wanted}, not {shown(','.join(names))}")
+                return
+            org, user, *rest = [names.index(column) for column in _COLUMNS if column in names]
+            for row in rows:
+                if len(row) == len(names):
+                    expression = row[rest[0]].strip() if rest else ""
+                    self._add(row[org].strip(), row[user].strip(), expression, source, rows.line_num)
+                elif any(row):
+                    found = f"has {len(row)} fields where the header has {len(names)}"
+                    self._complain(f"{path}:{rows.line_num}", found)
         except csv.Error as error:
             self._complain(f"{path}:{rows.line_num}", f"is not valid CSV: {error}")
 
-    def _add_ordered(self, path: Path, rows: Any, order: list[int], source: int) -> None:
-        org, user, *rest = order
-        for row in rows:
-            if len(row) == len(order):
-                expression = row[rest[0]].strip() if rest else ""
-                self._add(row[org].strip(), row[user].strip(), expression, source, rows.line_num)
-            elif any(row):
-                self._complain(f"{path}:{rows.line_num}", f"has {len(row)} fields where the header has {len(order)}")
-
-    def _columns(self, path: Path, header: list[str]) -> list[int] | None:
-        """The positions of org, user and expression (if present); None, and a problem, if the header is wrong."""
-        names = [name.strip() for name in header]
-        if {"org", "user"} <= set(names) <= set(_COLUMNS) and len(set(names)) == len(names):
-            return [names.index(column) for column in _COLUMNS if column in names]
-        found = shown(",".join(names))
-        self._complain(f"{path}:1", f'must be the header "org,user" or "org,user,expression", not {found}')
-        return None
-
     def _add(self, org: str, user: str, expression: str, source: int, number: int) -> None:
         if expression or org not in self._known_orgs or not _PLAIN(user):
-            fault = _id_fault("org", org) or _id_fault("user", user) or _expression_fault(expression)
-            if fault:
+            if fault := _fault("org", org) or _fault("user", user) or _fault("expression", expression):
                 self._complain(f"{self._sources[source]}{number}", fault)
                 return
             self._known_orgs.add(org)
         if self.listed.add(org, user, expression):
             self._places.append(source << 40 | number)
-        else:
-            self._complain_of_second(Target(org, user, expression), f"{self._sources[source]}{number}")
+            return
+        target = Target(org, user, expression)
+        first_source, first_number = divmod(self._places[self.listed.index(target)], 1 << 40)
+        first = f"{self._sources[first_source]}{first_number}"
+        place = f"{self._sources[source]}{number}"
+        self._complain(place, f"{target} is already a target, at {first}: remove one of the two")
 
     def _source(self, label: str) -> int:
         self._sources.append(label)
         return len(self._sources) - 1
-
-    def _complain_of_second(self, target: Target, place: str) -> None:
-        source, number = divmod(self._places[self.listed.index(target)], 1 << 40)
-        first = f"{self._sources[source]}{number}"
-        self._complain(place, f"{target} is already a target, at {first}: remove one of the two")
 
     def _complain(self, place: str, message: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
@@ -281,19 +267,13 @@ class Targets:
             self._unsaid += 1
 
 
-def _id_fault(name: str, value: str) -> str:
-    if not value.strip():
-        return f"{name} is empty"
-    if value != value.strip():
-        return f"{name} {shown(value)} has white space around it"
-    return _text_fault(name, value)
-
-
-def _expression_fault(value: str) -> str:
-    return _text_fault("expression", value) if value else ""
-
-
-def _text_fault(name: str, value: str) -> str:
+def _fault(name: str, value: str) -> str:
+    """Why this cannot be the org, user or expression of a target; "" if it can. An expression may be empty."""
+    if name != "expression":
+        if not value.strip():
+            return f"{name} is empty"
+        if value != value.strip():
+            return f"{name} {shown(value)} has white space around it"
     if len(value) > _LONGEST_ID:
         return f"{name} {shown(value)}... is longer than {_LONGEST_ID} characters"
     if len(value.encode("utf-8", "surrogatepass")) > _MOST_BYTES:

@@ -15,10 +15,11 @@ After the gateway has refused a token:
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -28,7 +29,6 @@ from etl.errors import GatewayError
 from etl.gateway.answer import as_integer, quoted_message
 from etl.gateway.deadline import Deadline
 from etl.gateway.errors import Hidden, Quote, code_error, malformed
-from etl.system.background import SingleFlight
 
 _MARGIN_SHARE: Final = 0.1
 _MARGIN_MAX_SECONDS: Final = 60.0
@@ -103,7 +103,9 @@ class TokenKeeper:
     def __init__(self, obtain: Callable[[Deadline], Issued]) -> None:
         self._obtain = obtain
         self._token: Token | None = None
-        self._flights = SingleFlight[None]()
+        self._asking = threading.Lock()
+        self._failed: tuple[GatewayError | None, float] = None, -math.inf
+        """The latest error of the service, and when it came."""
 
     def current(self, deadline: Deadline, refused: Token | None = None) -> Token:
         """A token; after a refusal, by the table above.
@@ -128,51 +130,44 @@ class TokenKeeper:
 
     def _renewed(self, deadline: Deadline, after: int) -> Token:
         """A valid token with a number above ``after``, whatever its value."""
-        while True:
-            alive = self._alive(after)
-            if alive is not None and time.monotonic() < alive.refresh_at:
-                return alive
-            flight, leads = self._flights.join()
-            if leads:
-                return self._lead(flight, after, deadline)
+        wanted_at = time.monotonic()
+        alive = self._alive(after)
+        if alive is not None and wanted_at < alive.refresh_at:
+            return alive
+        while not self._asking.acquire(timeout=0 if alive else max(deadline.remaining(), 0)):
             if alive is not None:
                 return alive
-            try:
-                flight.result(max(deadline.remaining(), 0))
-            except GatewayError as error:
-                raise _same(error) from None
-            except TimeoutError:
-                pass
             deadline.check()
+        try:
+            return self._asked(deadline, after, wanted_at)
+        finally:
+            self._asking.release()
+
+    def _asked(self, deadline: Deadline, after: int, wanted_at: float) -> Token:
+        """What another thread has just got, or its error, or else what the service says now. The error of a deadline
+        is only of its own target."""
+        alive, began = self._alive(after), time.monotonic()
+        if alive is not None and began < alive.refresh_at:
+            return alive
+        failure, failed_at = self._failed
+        if failure is not None and failed_at > wanted_at:
+            raise _same(failure)
+        try:
+            self._token = token = self._dated(self._obtain(deadline), began)
+        except GatewayError as error:
+            if alive is not None:
+                self._token = token = _postponed(alive)
+                return token
+            error.gateway_down_evidence = error.gateway_down_evidence or error.code != "deadline"
+            if error.code != "deadline":
+                self._failed = error, time.monotonic()
+            raise
+        return token
 
     def _alive(self, after: int) -> Token | None:
         """The token, if it can still be used and has a number above ``after``."""
         token = self._token
         return token if token and token.number > after and time.monotonic() < token.expires_at else None
-
-    def _lead(self, flight: Future[None], after: int, deadline: Deadline) -> Token:
-        """Get a token for all who wait. They share the error too, unless only this target's deadline has passed."""
-        shared: GatewayError | None = None
-        try:
-            self._token = token = self._obtained(after, deadline)
-        except GatewayError as error:
-            shared = None if error.code == "deadline" else error
-            raise
-        finally:
-            self._flights.end(flight, shared)
-        return token
-
-    def _obtained(self, after: int, deadline: Deadline) -> Token:
-        alive, began = self._alive(after), time.monotonic()
-        if alive is not None and began < alive.refresh_at:
-            return alive  # another thread has just got it
-        try:
-            return self._dated(self._obtain(deadline), began)
-        except GatewayError as error:
-            if alive is not None:
-                return _postponed(alive)
-            error.gateway_down_evidence = error.gateway_down_evidence or error.code != "deadline"
-            raise
 
     def _dated(self, issued: Issued, began: float) -> Token:
         """The token with its times. It is renewed early by a share of its remaining life, so that a short one makes no

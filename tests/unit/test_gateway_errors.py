@@ -20,11 +20,10 @@ import requests.exceptions
 from tenacity import RetryCallState, Retrying
 
 from etl.errors import GatewayError, GatewayUnreachable, Malformed
-from etl.gateway import Gateway
 from etl.gateway.calls import signature
 from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, meaning_of, retry_after_seconds
 from etl.gateway.timing import _skew_seconds, helps_to_retry, pause_seconds
-from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
+from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway
 from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
 
 # The door
@@ -257,8 +256,3 @@ def test_an_excerpt_is_one_harmless_line(text: str) -> None:
     assert shown.isprintable()
     assert len(excerpt(text * 1000)) < 120
     assert len(excerpt((text * 1000).encode("utf-8", "replace"))) < 120
-
-
-def test_the_settings_of_a_gateway_print_without_their_secret() -> None:
-    with Gateway(settings_for("https://apim.example.com", proxy="http://me:hunter2@127.0.0.1:1")) as client:
-        assert "hunter2" not in repr(client)

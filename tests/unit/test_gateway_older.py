@@ -14,7 +14,7 @@ from etl.errors import Malformed, Refused
 from etl.gateway import Gateway, reread_strictly
 from etl.gateway.calls import APIS
 from tests.support.enos import Fault, LocalGateway
-from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
+from tests.support.gateways import TARGET, gateway, settings_for
 from tests.support.hostile import Hostile, http
 
 CAMEL = {"flowId": "3318", "editable": True, "flowName": "reduce_entity", "cycle": "D"}
@@ -82,19 +82,6 @@ def test_an_error_code_is_one_wherever_it_stands(envelope: dict[str, int]) -> No
     assert caught.value.code == "62101"
 
 
-def test_the_newer_version_takes_no_answer_of_the_older_one() -> None:
-    with (
-        Hostile(http(answer(CAMEL))) as server,
-        gateway(server, deadline=2) as client,
-        pytest.raises(Malformed) as caught,
-    ):
-        client.fetch(TARGET)
-    assert 'api = "v2.0"' in str(caught.value)
-    edge = json.dumps({"code": 0, "data": [EDGE]}).encode()
-    with Hostile(http(edge)) as server, gateway(server, deadline=2) as client, pytest.raises(Malformed):
-        client.fetch(TARGET)
-
-
 @pytest.mark.parametrize("release", ["v2.0", "edge"])
 def test_the_local_gateway_is_an_older_one_on_request(release: str) -> None:
     world = World(seed=3, users=1, flows=20)
@@ -111,14 +98,3 @@ def test_the_local_gateway_is_an_older_one_on_request(release: str) -> None:
     assert found.flows == tuple(sorted(world.flows(*target[:2]), key=lambda flow: flow.flow_id))
     assert set(some.flows or ()) == {flow for flow in found.flows or () if "map" in (flow.flow_name or "")}
     assert refused.value.code == "62103"
-
-
-def test_the_older_search_is_signed_by_its_own_name() -> None:
-    world = World(seed=3, users=1, flows=5)
-    target = Target(world.orgs()[0], world.users(world.orgs()[0])[0], "a b")
-    with (
-        LocalGateway(world, access_key=ACCESS_KEY, secret_key=SECRET, release="v2.0") as local,
-        Gateway(settings_for(local.url, api="v2.0", auth="token")) as older,
-    ):
-        assert older.fetch(target).flows == ()
-        assert local.bad_signatures == 0

@@ -20,7 +20,7 @@ from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Malformed, PermanentGatewayError, Refused
 from etl.gateway import Gateway
 from etl.gateway.timing import Timestamps
-from etl.gateway.token import TokenKeeper, read_token
+from etl.gateway.token import Token, TokenKeeper, read_token
 from tests.support.enos import LocalGateway
 from tests.support.gateways import (
     ACCESS_KEY,
@@ -315,6 +315,10 @@ class Desk:
     def __init__(self, life: float) -> None:
         self.calls, self.born, self.life, self.now = 0, 0.0, life, 0.0
         self.fails = False
+        self.keeper = TokenKeeper(self.obtain)  # type: ignore[arg-type]
+
+    def token(self, refused: Token | None = None) -> Token:
+        return self.keeper.current(Patient(self), refused)  # type: ignore[arg-type]
 
     def obtain(self, _: object) -> object:
         self.calls += 1
@@ -330,61 +334,48 @@ class Desk:
 class Patient:
     """A deadline in a minute by the clock of the token service, which advances while a thread waits."""
 
-    def __init__(self, desk: Desk | None = None) -> None:
+    def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.waited = 0.0
+        self.ends_at = desk.now + 60
 
     def check(self) -> None: ...
 
     def remaining(self) -> float:
-        return 60.0 - self.waited
+        return self.ends_at - self.desk.now
 
     def pause(self, seconds: float) -> None:
-        assert self.desk is not None, "nothing to wait for"
         self.desk.now += seconds
-        self.waited += seconds
 
 
 @pytest.fixture
-def clocked(monkeypatch: pytest.MonkeyPatch) -> tuple[Desk, TokenKeeper]:
+def desk(monkeypatch: pytest.MonkeyPatch) -> Desk:
     desk = Desk(7200)
     monkeypatch.setattr("etl.gateway.token.time.monotonic", lambda: desk.now)
-    return desk, TokenKeeper(desk.obtain)  # type: ignore[arg-type]
+    return desk
 
 
-def test_a_refused_token_that_the_service_gives_again_until_it_ends_is_waited_out(
-    clocked: tuple[Desk, TokenKeeper],
-) -> None:
-    desk, keeper = clocked
-    refused = keeper.current(Patient())  # type: ignore[arg-type]
+def test_a_refused_token_that_the_service_gives_again_until_it_ends_is_waited_out(desk: Desk) -> None:
+    refused = desk.token()
     desk.now = 7190.0
-    watch = Patient(desk)
-    token = keeper.current(watch, refused)  # type: ignore[arg-type]
-    assert token.value != refused.value
-    assert 10 <= watch.waited < 12
+    assert desk.token(refused).value != refused.value
+    assert 7200 <= desk.now < 7202
     assert desk.calls < 20
 
 
-def test_a_refused_token_repeated_before_it_expired_is_requested_again_at_once(
-    clocked: tuple[Desk, TokenKeeper],
-) -> None:
+def test_a_refused_token_repeated_before_it_expired_is_requested_again_at_once(desk: Desk) -> None:
     """Another thread renewed it early, and got the same one, before this one's refusal came."""
-    desk, keeper = clocked
-    refused = keeper.current(Patient())  # type: ignore[arg-type]
+    refused = desk.token()
     desk.now = 7199.9
-    assert keeper.current(Patient()).value == refused.value  # type: ignore[arg-type]
+    assert desk.token().value == refused.value
     desk.now = 7200.1
-    assert keeper.current(Patient(), refused).value != refused.value  # type: ignore[arg-type]
-    assert desk.calls == 3
+    assert desk.token(refused).value != refused.value
+    assert (desk.calls, desk.now) == (3, 7200.1)
 
 
-def test_a_refused_token_that_outlives_the_deadline_is_given_once_more_at_once(
-    clocked: tuple[Desk, TokenKeeper],
-) -> None:
-    desk, keeper = clocked
-    refused = keeper.current(Patient())  # type: ignore[arg-type]
-    again = keeper.current(Patient(), refused)  # type: ignore[arg-type]
-    assert (again.value, desk.calls) == (refused.value, 2)
+def test_a_refused_token_that_outlives_the_deadline_is_given_once_more_at_once(desk: Desk) -> None:
+    refused = desk.token()
+    again = desk.token(refused)
+    assert (again.value, desk.calls, desk.now) == (refused.value, 2, 0)
 
 
 def test_a_target_in_flight_when_its_token_ends_gets_through_though_the_service_repeats_it() -> None:
@@ -399,36 +390,24 @@ def test_a_target_in_flight_when_its_token_ends_gets_through_though_the_service_
         assert client.fetch(TARGET).attempts == 2
 
 
-def test_a_token_about_to_expire_causes_no_loop(clocked: tuple[Desk, TokenKeeper]) -> None:
-    desk, keeper = clocked
+def test_a_token_about_to_expire_causes_no_loop(desk: Desk) -> None:
     while desk.now < 7200 * 3:
-        token = keeper.current(Patient())  # type: ignore[arg-type]
-        assert desk.now < token.expires_at
+        assert desk.now < desk.token().expires_at
         desk.now += 0.25
     assert 6 <= desk.calls < 30
 
 
-def test_a_token_is_renewed_before_it_expires(clocked: tuple[Desk, TokenKeeper]) -> None:
-    desk, keeper = clocked
-    keeper.current(Patient())  # type: ignore[arg-type]
+def test_a_token_is_renewed_before_it_expires_and_a_failure_does_no_harm_while_it_lives(desk: Desk) -> None:
+    first = desk.token()
     desk.now = 7130
-    keeper.current(Patient())  # type: ignore[arg-type]
+    desk.token()
     assert desk.calls == 1
-    desk.now = 7150
-    keeper.current(Patient())  # type: ignore[arg-type]
-    assert desk.calls == 2
-
-
-def test_a_renewal_that_fails_does_no_harm_while_the_old_token_lives(clocked: tuple[Desk, TokenKeeper]) -> None:
-    desk, keeper = clocked
-    first = keeper.current(Patient())  # type: ignore[arg-type]
     desk.now, desk.fails = 7150, True
-    assert keeper.current(Patient()).value == first.value  # type: ignore[arg-type]
-    assert keeper.current(Patient()).value == first.value  # type: ignore[arg-type]
+    assert [desk.token().value for _ in range(2)] == [first.value] * 2
     assert desk.calls == 2
     desk.now = 7200.0
     with pytest.raises(GatewayUnreachable):
-        keeper.current(Patient())  # type: ignore[arg-type]
+        desk.token()
 
 
 def test_check_token_says_how_long_it_lives_and_how_far_the_clocks_are_apart() -> None:
