@@ -124,12 +124,13 @@ def test_the_issues_of_old_runs_go_and_the_runs_stay(engine: Engine) -> None:
     runs = Runs(engine)
     old = [runs.add(issues=3), runs.add("plants", "failed", issues=2), runs.add("plants", "partial")]
     young = [runs.add(age_days=399, issues=1), *(runs.add("plants", status, age_days=10) for status in ENDED)]
+    running = [runs.add(None, "running", issues=1), runs.add(None, "running", issues=1)]
     assert runs.prune(dry_run=True) == (2, 5)
-    assert runs.left == {*old[:2], young[0]}
+    assert runs.left == {*old[:2], young[0], *running}
     assert runs.prune() == (2, 5)
-    assert runs.left == {young[0]}
+    assert runs.left == {young[0], *running}
     with reading(engine) as connection:
-        assert {*old, *young} < set(connection.execute(select(sync_run.c.id)).scalars())
+        assert {*old, *young, *running} < set(connection.execute(select(sync_run.c.id)).scalars())
         pruned = connection.execute(select(pruned_issues.c.pruned_run_id).order_by(pruned_issues.c.id)).scalars().all()
         assert pruned == old[:2]
     assert runs.prune() == (0, 0)
@@ -152,13 +153,6 @@ def test_pruning_is_a_sealed_run_of_its_own_and_touches_nothing_else(diary: Diar
     with reading(diary.engine) as connection:
         sealed = select(sync_run.c.origin).join(run_seal, run_seal.c.run_id == sync_run.c.id).order_by(run_seal.c.id)
         assert connection.execute(sealed).scalars().all() == ["command", "maintenance"]
-
-
-def test_a_run_that_still_runs_stays_however_old(engine: Engine) -> None:
-    runs = Runs(engine)
-    running = [runs.add(None, "running", issues=1), runs.add(None, "running", issues=1)]
-    assert runs.prune() == (0, 0)
-    assert runs.left == set(running)
 
 
 def test_a_run_that_ended_ahead_of_now_goes_with_the_old_one_that_began_after_it(engine: Engine) -> None:
@@ -227,9 +221,7 @@ def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: D
     assert [finding for finding in verify(diary.engine) if finding.run_id is None] == []
 
 
-def test_pruning_works_in_small_transactions_and_can_be_stopped_between_them(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pruning_can_be_stopped_between_its_transactions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("etl.store.retention.ISSUES_AT_ONCE", 4)
     runs = Runs(engine)
     for _ in range(9):
@@ -240,12 +232,9 @@ def test_pruning_works_in_small_transactions_and_can_be_stopped_between_them(
     assert runs.prune() == (5, 10)
 
 
-def test_prune_counts_deletes_and_refuses_in_a_sentence(
-    flowtrail: Program, diary: Diary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(flowtrail.folder)
-    flowtrail.database_url = diary.url
-    flowtrail.configure()
+def test_prune_counts_deletes_and_refuses_in_a_sentence(inside: Program, diary: Diary) -> None:
+    inside.database_url = diary.url
+    inside.configure()
     runs = Runs(diary.engine)
     runs.add(age_days=790, issues=2)
     runs.add(age_days=790)
@@ -254,7 +243,7 @@ def test_prune_counts_deletes_and_refuses_in_a_sentence(
     assert (would["runs"], would["issues"], would["dry_run"]) == (1, 2, True)
     assert "2 issues of 1 run that" in command("prune", "--before", early).stdout
     assert json.loads(command("prune", "--keep", "36500d", "--json").stdout)["runs"] == 0
-    flowtrail.configure(rest='[retention]\nkeep_runs = "forever"')
+    inside.configure(rest='[retention]\nkeep_runs = "forever"')
     for arguments in ([], ["--keep", "1h"], ["--keep", "2d", "--before", "now"], ["--before", "soon"]):
         done = command("prune", *arguments)
         assert (type(done.exception), done.stdout) == (UsageError, "")
@@ -362,16 +351,15 @@ def test_a_file_that_cannot_be_written_loses_nothing(diary: Diary, tmp_path: Pat
 
 def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Program, gateway: LocalGateway) -> None:
     """Through a file that cannot be written, which is said once and stops no run, and over a kill."""
-    flowtrail = inside
-    flowtrail.configure(rest='[retention]\nheads_file = "kept/heads.jsonl"')
+    inside.configure(rest='[retention]\nheads_file = "kept/heads.jsonl"')
     assert command("db", "upgrade").exit_code == 0
-    engine = connect(f"sqlite:///{flowtrail.folder / 'flowtrail.db'}")
+    engine = connect(f"sqlite:///{inside.folder / 'flowtrail.db'}")
     for _ in range(3):
         Runs(engine).add(age_days=2_000, issues=1)
     engine.dispose()
-    kept = flowtrail.folder / "kept" / "heads.jsonl"
-    flowtrail.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
-    service = flowtrail.start("serve")
+    kept = inside.folder / "kept" / "heads.jsonl"
+    inside.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    service = inside.start("serve")
     failed = service.wait_for("heads_file_failed")
     assert "kept" in failed["error"]
     service.wait_for("run_ended", times=3)
@@ -387,7 +375,7 @@ def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Progr
     gateway.world.set_cycle(ORG, "2", "H")
     with kept.open("ab") as file:
         file.write(b'{"org_id": "o1", "us')
-    again = flowtrail.start("serve")
+    again = inside.start("serve")
     again.wait_for("run_ended", lambda entry: entry.get("cycle_changed") == 1)
     assert again.stop() == 0
     assert [line["version"] for line in kept_in(kept)][-1] == 3
@@ -398,10 +386,9 @@ def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Progr
 
 def test_a_command_appends_the_seal_of_its_run_before_it_exits(inside: Program, gateway: LocalGateway) -> None:
     """Also where another process is appending, and whatever could not be appended before."""
-    flowtrail = inside
-    flowtrail.configure(rest='[guard]\nmin_removed = 1\n[retention]\nheads_file = "kept/heads.jsonl"')
-    kept = flowtrail.folder / "kept" / "heads.jsonl"
-    said = flowtrail("sync")
+    inside.configure(rest='[guard]\nmin_removed = 1\n[retention]\nheads_file = "kept/heads.jsonl"')
+    kept = inside.folder / "kept" / "heads.jsonl"
+    said = inside("sync")
     assert said.returncode == 0
     assert "heads_file_failed" in said.stderr, "no folder stops no run, and it is said"
     kept.parent.mkdir()
@@ -420,19 +407,16 @@ def test_a_command_appends_the_seal_of_its_run_before_it_exits(inside: Program, 
     assert command("verify", "--against", str(kept)).exit_code == 0
 
 
+def maintenance(engine: Engine, **own: Any) -> Maintenance:
+    usual = {"keep_runs": None, "heads": None, "has_receivers": False, "active": lambda: True}
+    return Maintenance(Store(engine), clock=lambda: NOW, **{**usual, **own})
+
+
 def test_only_the_active_replica_keeps_heads_and_forgets_runs(diary: Diary, tmp_path: Path) -> None:
     diary.answer([flow(1)], after(hours=1))
     kept = HeadsFile(tmp_path / "heads.jsonl", diary.engine)
     for active in (False, True):
-        maintenance = Maintenance(
-            Store(diary.engine),
-            active=lambda active=active: active,
-            clock=lambda: NOW,
-            keep_runs=None,
-            heads=kept,
-            has_receivers=False,
-        )
-        with maintenance.running():
+        with maintenance(diary.engine, heads=kept, active=lambda active=active: active).running():
             pass  # it looks once more when it ends
         assert kept.path.exists() is active
 
@@ -446,16 +430,8 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
     runs.add(issues=1)
     kept = runs.add(age_days=10, issues=1)
     asked = threading.Semaphore(0)
-    maintenance = Maintenance(
-        Store(engine),
-        active=lambda: True,
-        clock=lambda: NOW,
-        keep_runs=dt.timedelta(days=400),
-        heads=None,
-        has_receivers=False,
-        clock_is_right=lambda: asked.release() or right,
-    )
-    with maintenance.running():
+    keep = dt.timedelta(days=400)
+    with maintenance(engine, keep_runs=keep, clock_is_right=lambda: asked.release() or right).running():
         for _ in range(2):
             assert asked.acquire(timeout=60)
         if right:
@@ -469,9 +445,8 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
 def test_a_backup_taken_while_runs_write_is_sound_and_goes_on(
     inside: Program, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flowtrail = inside
-    flowtrail.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
-    service = flowtrail.start("serve")
+    inside.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    service = inside.start("serve")
     service.wait_for("run_ended")
     over = threading.Event()
 
@@ -485,16 +460,16 @@ def test_a_backup_taken_while_runs_write_is_sound_and_goes_on(
     changing.start()
     try:
         service.wait_for("run_ended", lambda entry: entry.get("cycle_changed") == 1, times=2)
-        (flowtrail.folder / "head.jsonl").write_text(command("verify", "--head").stdout)
-        made = flowtrail("backup", "saved.db")
+        (inside.folder / "head.jsonl").write_text(command("verify", "--head").stdout)
+        made = inside("backup", "saved.db")
         assert made.returncode == 0, made.stderr
     finally:
         over.set()
         changing.join()
     assert service.stop() == 0
-    saved = flowtrail.folder / "saved.db"
+    saved = inside.folder / "saved.db"
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
-    assert not list(flowtrail.folder.glob(".saved*"))
+    assert not list(inside.folder.glob(".saved*"))
     monkeypatch.setenv("FLOWTRAIL_DATABASE__URL", "sqlite:///saved.db")
     for arguments in (["verify", "--against", "head.jsonl"], ["sync"], ["verify"]):
         done = command(*arguments)
@@ -773,16 +748,14 @@ copy.copy(connect({database_url!r}), other, progress=kill)
 
 
 def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(
-    flowtrail: Program, postgres: local_postgres.Server, monkeypatch: pytest.MonkeyPatch
+    inside: Program, postgres: local_postgres.Server
 ) -> None:
-    monkeypatch.chdir(flowtrail.folder)
-    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
     assert command("sync").exit_code == 0
     with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE moved_to")
     try:
         naked = postgres.url("moved_to", tcp=True)
-        url_file = flowtrail.folder / "url"
+        url_file = inside.folder / "url"
         url_file.write_text(naked)
         url_file.chmod(0o600)
         refused = command("db", "copy", "--to", naked)
@@ -794,7 +767,7 @@ def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(
         assert done.exit_code == 0, done.exception
         assert postgres.password not in done.output
         assert isinstance(command("db", "copy", "--to-file", "url").exception, UsageError), "it has rows now"
-        settings = flowtrail.folder / "flowtrail.toml"
+        settings = inside.folder / "flowtrail.toml"
         settings.write_text(settings.read_text().replace('url = "sqlite:///flowtrail.db"', 'url_file = "url"'))
         assert json.loads(command("sync", "--json").stdout)["targets"]["unchanged"] == 1
         assert command("verify").exit_code == 0
@@ -825,11 +798,10 @@ def test_a_copy_blocks_no_writer(diary: Diary, other: Engine, database_url: str)
 
 @pytest.mark.parametrize("side", ["from", "to"])
 def test_a_copy_beside_an_active_service_is_refused_unless_forced(
-    flowtrail: Program, engine: Engine, other: Engine, side: str, monkeypatch: pytest.MonkeyPatch
+    inside: Program, engine: Engine, other: Engine, side: str
 ) -> None:
-    monkeypatch.chdir(flowtrail.folder)
-    flowtrail.database_url = engine.url.render_as_string(hide_password=False)
-    flowtrail.configure()
+    inside.database_url = engine.url.render_as_string(hide_password=False)
+    inside.configure()
     Store(engine if side == "from" else other).take_lease(LEASE, "somebody")
     copy = ("db", "copy", "--to", other.url.render_as_string(hide_password=False))
     refused = command(*copy)
@@ -902,15 +874,13 @@ ASKING = (["sync"], ["plan"], ["serve"], ["check"], ["guard", "approve", "--all"
 
 
 def test_an_auditor_with_the_database_alone_can_use_every_command_that_reads(
-    flowtrail: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    inside: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
-    monkeypatch.chdir(flowtrail.folder)
     assert command("sync").exit_code == 0
     monkeypatch.delenv("FLOWTRAIL_GATEWAY__SECRET_KEY")
     remote = tmp_path / "auditor"
     remote.mkdir()
-    (flowtrail.folder / "flowtrail.db").rename(remote / "flowtrail.db")
+    (inside.folder / "flowtrail.db").rename(remote / "flowtrail.db")
     monkeypatch.chdir(remote)
     settings = remote / "flowtrail.toml"
     settings.write_text('[database]\nurl = "sqlite:///flowtrail.db"\n')

@@ -209,19 +209,3 @@ BAD_TYPES = [
 def test_sqlite_refuses_what_a_column_does_not_hold(engine: Engine, statement: str) -> None:
     with pytest.raises(DatabaseError, match=r"CHECK constraint|cannot store"), writing(engine) as connection:
         connection.exec_driver_sql(statement)
-
-
-def test_a_slot_is_taken_by_one_run_until_that_is_aborted(engine: Engine) -> None:
-    with writing(engine) as connection:
-        connection.execute(insert(sync_run), [a_run(status="aborted"), a_run(), a_run(origin="command")])
-        connection.execute(insert(sync_run), [a_run(origin="command"), a_run(schedule="sites")])
-    with pytest.raises(DatabaseError, match="refused"), writing(engine) as connection:
-        connection.execute(insert(sync_run).values(a_run(origin="catch_up", status="succeeded")))
-
-
-def test_the_id_of_a_deleted_run_is_not_given_again(engine: Engine) -> None:
-    with writing(engine) as connection:
-        first = connection.execute(insert(sync_run).values(a_run())).inserted_primary_key
-        connection.exec_driver_sql("DELETE FROM sync_run")
-        second = connection.execute(insert(sync_run).values(a_run())).inserted_primary_key
-    assert (first, second) == ((1,), (2,))
