@@ -11,13 +11,13 @@ import datetime as dt
 import hashlib
 import heapq
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
-from etl.domain.chain import digest, encode, linked, microseconds, optional_microseconds
+from etl.domain.chain import digest, encode, linked, microseconds
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Target
 
@@ -31,7 +31,7 @@ _decode: Final = msgspec.json.Decoder(tuple[str, str, str]).decode
 
 
 class SealedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a seal says about its run. ``sums`` are in the order of ``SUMS``."""
+    """What a seal says about its run, in the order of the seal. ``sums`` are in the order of ``SUMS``."""
 
     run_id: int
     schedule: str | None
@@ -53,114 +53,26 @@ class Digests(msgspec.Struct, frozen=True, kw_only=True):
     events: str
 
 
-class IssueRow(NamedTuple):
-    """A target that did not succeed, as the seal covers it."""
+ISSUE: Final = (*Target._fields, "verdict", "error_code", "missing")
+"""The columns of a target that did not succeed, as a seal covers it; by target, and those of one by their ids."""
+EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "target_membership": (*Target._fields, "run_id", "schedule", "kind", "at", "coverage_gap_seconds"),
+    "hold_event": (*Target._fields, "run_id", "kind", "at", "flow_ids", "doubted", "data_hash"),
+    "workflow_detail": (
+        *("org_id", "flow_id", "run_id", "asked_at", "observed_at", "update_user", "update_time", "creator"),
+        *("create_time", "owner", "freq", "active", "type", "locked", "detail_hash"),
+    ),
+    "org_event": (
+        *("run_id", "org_id", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),
+        *("old_editable", "new_editable", "last_unchanged_at", "observed_at", "users_before", "users_after"),
+        *("proven_for_all", "unheard", "decided_at"),
+    ),
+    "pruned_issues": ("run_id", "pruned_run_id", "at"),
+}
+"""What a run wrote besides versions and issues: by table, the columns that a seal covers, all in the order of the seal.
 
-    org_id: str
-    user_id: str
-    expression: str
-    verdict: str
-    error_code: str | None
-    missing: int
-
-
-class VersionHash(NamedTuple):
-    """A version that a run made."""
-
-    target: Target
-    version: int
-    hash: str
-
-
-class MembershipEvent(NamedTuple):
-    """A row of ``target_membership``."""
-
-    org_id: str
-    user_id: str
-    expression: str
-    run_id: int
-    schedule: str | None
-    kind: Literal["joined", "left", "retired", "resumed"]
-    at: dt.datetime
-    coverage_gap_seconds: int | None
-    """The schedule's; only with ``joined``."""
-
-
-class HoldEvent(NamedTuple):
-    """A row of ``hold_event``; ``flow_ids`` and ``doubted`` are sorted."""
-
-    org_id: str
-    user_id: str
-    expression: str
-    run_id: int
-    kind: Literal["held", "back", "approved"]
-    at: dt.datetime
-    flow_ids: Sequence[str]
-    doubted: Sequence[Any]
-    """Held changes, each ``[flow_id, kind, new value]``."""
-    data_hash: str
-    """The hash of the answer that showed it."""
-
-
-class DetailEvent(NamedTuple):
-    """A row of ``workflow_detail``, without its body. EnOS's own times are text."""
-
-    org_id: str
-    flow_id: str
-    run_id: int
-    asked_at: dt.datetime
-    observed_at: dt.datetime
-    update_user: str | None
-    update_time: str | None
-    creator: str | None
-    create_time: str | None
-    owner: str | None
-    freq: str | None
-    active: int | None
-    type: int | None
-    locked: bool | None
-    detail_hash: str
-
-
-class OrganisationEvent(NamedTuple):
-    """A row of ``org_event``."""
-
-    run_id: int
-    org_id: str
-    flow_id: str
-    kind: str
-    user_id: str | None
-    old_name: str | None
-    new_name: str | None
-    old_cycle: str | None
-    new_cycle: str | None
-    old_editable: bool | None
-    new_editable: bool | None
-    last_unchanged_at: dt.datetime | None
-    observed_at: dt.datetime
-    users_before: int
-    users_after: int
-    proven_for_all: bool
-    unheard: int
-    decided_at: dt.datetime
-
-
-class PrunedIssues(NamedTuple):
-    """A row of ``pruned_issues``."""
-
-    run_id: int
-    pruned_run_id: int
-    at: dt.datetime
-
-
-class Events(NamedTuple):
-    """What a run wrote besides versions and issues, each kind in the order of its ids."""
-
-    memberships: Sequence[MembershipEvent] = ()
-    holds: Sequence[HoldEvent] = ()
-    details: Sequence[DetailEvent] = ()
-    organisation: Sequence[OrganisationEvent] = ()
-    pruned: Sequence[PrunedIssues] = ()
+The rows of a table are in the order of their ids. ``flow_ids`` and ``doubted`` are arrays, sorted.
+"""
 
 
 def genesis(trail_id: str, created_at: dt.datetime, parent: str | None = None) -> str:
@@ -185,21 +97,6 @@ def targets_digest(targets: Iterable[Target]) -> str:
     return digest_of(map(encode, heapq.merge(*(map(_decode, io.BytesIO(part)) for part in parts))))
 
 
-def change_sets_digest(versions: Iterable[VersionHash]) -> str:
-    """The digest of the versions that a run made, in whatever order they are given."""
-    return digest([each.hash for each in sorted(versions)])
-
-
-def issues_digest(issues: Iterable[IssueRow]) -> str:
-    """The digest of a run's issues. Those of one target are given in the order of their ids."""
-    return digest(sorted(issues, key=_by_target))
-
-
-def events_digest(events: Events) -> str:
-    """The digest of everything else that a run wrote."""
-    return digest([[_columns(event) for event in kind] for kind in events])
-
-
 def digest_of(encoded: Iterable[bytes]) -> str:
     """The digest of an array of encoded values, in constant memory."""
     computed = hashlib.sha256()
@@ -208,7 +105,7 @@ def digest_of(encoded: Iterable[bytes]) -> str:
 
 
 def digest_of_lists(lists: Iterable[Iterable[bytes]]) -> str:
-    """As ``digest_of``, of an array of arrays."""
+    """As ``digest_of``, of an array of arrays, such as the rows of each table in ``EVENTS``."""
     computed = hashlib.sha256(b"[")
     for number, encoded in enumerate(lists):
         computed.update(b"," if number else b"")
@@ -217,9 +114,9 @@ def digest_of_lists(lists: Iterable[Iterable[bytes]]) -> str:
     return computed.hexdigest()
 
 
-def encoded_event(columns: Iterable[Any]) -> bytes:
-    """The bytes of a row in ``events_digest``."""
-    return encode(_columns(list(columns)))
+def encoded_row(values: Iterable[Any]) -> bytes:
+    """The bytes of a row in a digest."""
+    return encode([microseconds(value) if isinstance(value, dt.datetime) else value for value in values])
 
 
 def _feed(computed: Any, encoded: Iterable[bytes]) -> None:
@@ -234,27 +131,8 @@ def seal_content(trail_id: str, number: int, run: SealedRun, digests: Digests, s
     """The bytes of a seal that are hashed after its parent."""
     if len(run.sums) != len(SUMS):
         raise ValueError(f"a seal has {len(SUMS)} sums, not {len(run.sums)}")
-    return encode(
-        (
-            TAG,
-            trail_id,
-            number,
-            run.run_id,
-            run.schedule,
-            run.origin,
-            optional_microseconds(run.scheduled_for),
-            run.missed,
-            run.status,
-            microseconds(run.started_at),
-            microseconds(run.finished_at),
-            run.sums,
-            digests.targets,
-            digests.change_sets,
-            digests.issues,
-            digests.events,
-            microseconds(sealed_at),
-        )
-    )
+    of_run = (*msgspec.structs.astuple(run), *msgspec.structs.astuple(digests))
+    return encoded_row((TAG, trail_id, number, *of_run, sealed_at))
 
 
 def seal_hash(parent: str, trail_id: str, number: int, run: SealedRun, digests: Digests, sealed_at: dt.datetime) -> str:
@@ -273,11 +151,3 @@ def kept_line(trail_id: str, number: int, seal: str, sealed_at: dt.datetime) -> 
         {"trail_id": trail_id, "id": number, "seal": seal, "sealed_at": sealed_at.astimezone(dt.UTC)}
     )
     return kept
-
-
-def _by_target(issue: IssueRow) -> tuple[str, str, str]:
-    return issue[:3]
-
-
-def _columns(event: Sequence[Any]) -> list[Any]:
-    return [microseconds(value) if isinstance(value, dt.datetime) else value for value in event]

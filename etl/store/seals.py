@@ -44,18 +44,14 @@ from etl.schema import (
     TARGET_KEY,
     UtcTime,
     change_set,
-    hold_event,
+    metadata,
     observation,
-    org_event,
-    pruned_issues,
     run_seal,
     seal_timestamp,
     sync_issue,
     sync_run,
     target,
-    target_membership,
     trail,
-    workflow_detail,
 )
 from etl.store.bulk import insert_new
 from etl.store.runs import database_now
@@ -116,10 +112,9 @@ class _Source(NamedTuple):
 
 
 def _source(table: Table, columns: Sequence[str], *, by_target: Column[Any] | None = None) -> _Source:
-    """Rows in the order of their ids, or of their targets and a column; those of a target begin with its key."""
-    columns_of = [*TARGET_KEY] if "target_id" in table.c else []
-    rows = select(*columns_of, *(table.c[name] for name in columns)).select_from(table)
-    if columns_of:
+    """Rows in the order of their ids, or of their targets and a column; what a table lacks its target has."""
+    rows = select(*(table.c[name] if name in table.c else target.c[name] for name in columns)).select_from(table)
+    if "target_id" in table.c:
         rows = rows.join(target, target.c.id == table.c.target_id)
     order = (*table.primary_key,) if by_target is None else (*TARGET_KEY, by_target)
     of_run = table.c.run_id == _RUN_ID
@@ -127,15 +122,8 @@ def _source(table: Table, columns: Sequence[str], *, by_target: Column[Any] | No
 
 
 _CHANGE_SETS: Final = _source(change_set, ["hash"], by_target=change_set.c.version)
-_ISSUES: Final = _source(sync_issue, ["verdict", "error_code", "missing"], by_target=sync_issue.c.id)
-_EVENTS: Final = (
-    _source(target_membership, ["run_id", "schedule", "kind", "at", "coverage_gap_seconds"]),
-    _source(hold_event, ["run_id", "kind", "at", "flow_ids", "doubted", "data_hash"]),
-    _source(workflow_detail, seal.DetailEvent._fields),
-    _source(org_event, seal.OrganisationEvent._fields),
-    _source(pruned_issues, ["run_id", "pruned_run_id", "at"]),
-)
-"""Memberships, holds, details, the organisation's events and pruned issues, in the order of the rules."""
+_ISSUES: Final = _source(sync_issue, seal.ISSUE, by_target=sync_issue.c.id)
+_EVENTS: Final = tuple(_source(metadata.tables[name], columns) for name, columns in seal.EVENTS.items())
 _SOURCES: Final = (_CHANGE_SETS, _ISSUES, *_EVENTS)
 _TEXTS_OF_JSON: Final = ("flow_ids", "doubted")
 
@@ -167,8 +155,8 @@ def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.D
     return seal.Digests(
         targets=targets_digest,
         change_sets=seal.digest_of(encode(own_hash) for *_, own_hash in rows(_CHANGE_SETS)),
-        issues=seal.digest_of(map(seal.encoded_event, rows(_ISSUES))),
-        events=seal.digest_of_lists(map(seal.encoded_event, rows(source)) for source in _EVENTS),
+        issues=seal.digest_of(map(seal.encoded_row, rows(_ISSUES))),
+        events=seal.digest_of_lists(map(seal.encoded_row, rows(source)) for source in _EVENTS),
     )
 
 

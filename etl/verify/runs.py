@@ -36,15 +36,12 @@ from etl.report.runs import Scopes, ScopeTargets
 from etl.schema import (
     TARGET_KEY,
     change_set,
-    hold_event,
-    org_event,
+    metadata,
     pruned_issues,
     run_seal,
     sync_issue,
     sync_run,
     target,
-    target_membership,
-    workflow_detail,
 )
 from etl.verify.finding import Broken, Finding, Verbatim, require
 from etl.verify.rows import BEFORE_ALL, Stream, pages
@@ -82,12 +79,11 @@ _NAME_A_RUN: Final = (
         ("target_id", *Target._fields, "version", "observed_at", "hash", *CHANGE_KINDS),
         *(*TARGET_KEY, change_set.c.version),
     ),
-    _by_run(sync_issue, ("target_id", *seal.IssueRow._fields), *TARGET_KEY, sync_issue.c.id),
-    _by_run(target_membership, seal.MembershipEvent._fields, target_membership.c.id),
-    _by_run(hold_event, seal.HoldEvent._fields, hold_event.c.id),
-    _by_run(workflow_detail, seal.DetailEvent._fields, workflow_detail.c.id),
-    _by_run(org_event, seal.OrganisationEvent._fields, org_event.c.event_id),
-    _by_run(pruned_issues, seal.PrunedIssues._fields, pruned_issues.c.id),
+    _by_run(sync_issue, ("target_id", *seal.ISSUE), *TARGET_KEY, sync_issue.c.id),
+    *(
+        _by_run(metadata.tables[name], columns, *metadata.tables[name].primary_key)
+        for name, columns in seal.EVENTS.items()
+    ),
 )
 """Versions, issues, and the events in the order of the rules."""
 _WERE_PRUNED: Final = (
@@ -299,4 +295,4 @@ def _event(row: Row[Any]) -> bytes:
             if values[place] not in (0, 1, None):
                 raise Broken(f"{_FLAGS[name]}.{name}", Verbatim("0, 1 or null"), values[place])
             values[place] = None if values[place] is None else bool(values[place])
-    return seal.encoded_event(values)
+    return seal.encoded_row(values)

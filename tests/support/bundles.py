@@ -296,26 +296,16 @@ def reseal(rows: Rows, row: Row, run: Row, sign: Sign | None) -> None:
 
 def digests_of(rows: Rows, run: Row) -> seal.Digests:
     own = {name: [row for row in listed if row.get("run_id") == run["id"]] for name, listed in rows.items()}
-    issues = [
-        seal.IssueRow(*target_of(row), row["verdict"], row["error_code"], row["missing"]) for row in own["issues"]
-    ]
-    made = [seal.VersionHash(target_of(row), row["version"], row["hash"]) for row in own["change_sets"]]
-    kinds: tuple[Any, ...] = (
-        seal.MembershipEvent,
-        seal.HoldEvent,
-        seal.DetailEvent,
-        seal.OrganisationEvent,
-        seal.PrunedIssues,
-    )
-    events = [
-        [kind(**{name: row[name] for name in kind._fields}) for row in own[file]]
-        for kind, file in zip(kinds, check.EVENTS, strict=True)
-    ]
+    made = sorted(own["change_sets"], key=lambda row: (target_of(row), row["version"]))
+
+    def encoded(listed: Iterable[Row], columns: Sequence[str]) -> list[bytes]:
+        return [seal.encoded_row(row[name] for name in columns) for row in listed]
+
     return seal.Digests(
         targets=seal.targets_digest(asked_by(rows, run)),
-        change_sets=seal.change_sets_digest(made),
-        issues=seal.issues_digest(issues),
-        events=seal.events_digest(seal.Events(*events)),
+        change_sets=chain.digest([row["hash"] for row in made]),
+        issues=seal.digest_of(encoded(sorted(own["issues"], key=target_of), seal.ISSUE)),
+        events=seal.digest_of_lists(map(encoded, (own[file] for file in check.EVENTS), seal.EVENTS.values())),
     )
 
 
