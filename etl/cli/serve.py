@@ -29,7 +29,7 @@ from etl.domain.model import VERDICTS
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.printable import counted
 from etl.report import health
-from etl.report.conditions import CONDITIONS, Condition
+from etl.report.conditions import CODES, Condition
 from etl.service.maintenance import ConditionWatcher, Maintenance
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
@@ -382,6 +382,6 @@ def _service_status(app: Application, service: Service, current: Health) -> Serv
         database_up=not isinstance(error, DatabaseUnreachable),
         runs_under_way=service.runs_under_way,
         clock_skew_seconds=None if skew is None else skew.total_seconds(),
-        conditions={code: code in wrong for code in CONDITIONS if found is not None or code in wrong},
+        conditions={code: code in wrong for code in CODES if found is not None or code in wrong},
         snapshot=found,
     )

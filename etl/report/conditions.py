@@ -55,10 +55,7 @@ CODES: Final[dict[str, Rule]] = {
     "clock_off": Rule("notice", "Make sure that this machine's clock is right (NTP). If it is, nothing else to do."),
 }
 """Every code, the worst first."""
-CONDITIONS: Final = tuple(CODES)
-OF_THE_DATABASE: Final = frozenset(
-    {"database_unreachable", "database_full", "database_read_only", "database_damaged", "schema_behind"}
-)
+OF_THE_DATABASE: Final = frozenset(code for code, rule in CODES.items() if rule.severity == "down")
 """What a replica detects about its own database, and cannot store there."""
 OF_THE_SERVICE: Final = frozenset(
     {

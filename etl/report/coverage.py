@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, or_, select
 
 from etl.database import STREAMED, reading
 from etl.domain.model import Target
@@ -199,11 +199,19 @@ class _CoverageReader:
             runs=sum(run.inside for run in self._asking),
             unsealed_runs=self._connection.execute(ended).scalar_one(),
             targets=list(self._covered(gaps)),
-            unanswered=[Unanswered(*row) for row in self._rows(_UNANSWERED)],
+            unanswered=[Unanswered(*row) for row in self._listed(Unanswered, sync_issue, *TARGET_KEY)],
             gaps=gaps,
-            holds=[Hold._make((*row[:-2], *map(json.loads, row[-2:]))) for row in self._rows(_HELD)],
-            memberships=[Membership(*row) for row in self._rows(_MOVED)],
+            holds=[Hold(*row[:-2], *map(json.loads, row[-2:])) for row in self._listed(Hold, hold_event)],
+            memberships=[Membership(*row) for row in self._listed(Membership, target_membership)],
         )
+
+    def _listed(self, row_type: type[tuple[Any, ...]], of: Any, *order: ColumnElement[Any]) -> Iterator[Any]:
+        """The rows of a table that belong to runs that were sealed in the period, by seal."""
+        names = row_type._fields  # type: ignore[attr-defined]  # every row type is a NamedTuple
+        elsewhere = {"seal_id": run_seal.c.id, "started_at": sync_run.c.started_at}
+        elsewhere |= {column.name: column for column in TARGET_KEY}
+        rows = _joined(select(*(elsewhere[name] if name in elsewhere else of.c[name] for name in names)), of)
+        return self._rows(rows.order_by(run_seal.c.id, *order, of.c.id))
 
     def _mine(self, query: Select[Any]) -> Select[Any]:
         return query.where(*(column == name for column, name in self._names.items() if name is not None))
@@ -338,26 +346,3 @@ def _joined(query: Select[Any], of: Any) -> Select[Any]:
         .join(run_seal, run_seal.c.run_id == of.c.run_id)
         .join(sync_run, sync_run.c.id == of.c.run_id)
     )
-
-
-_UNANSWERED: Final = _joined(
-    select(
-        *(run_seal.c.id, sync_issue.c.run_id, sync_run.c.started_at, *TARGET_KEY),
-        *(sync_issue.c.verdict, sync_issue.c.error_code),
-    ),
-    sync_issue,
-).order_by(run_seal.c.id, *TARGET_KEY, sync_issue.c.id)
-_HELD: Final = _joined(
-    select(
-        *(run_seal.c.id, hold_event.c.run_id, hold_event.c.at, *TARGET_KEY),
-        *(hold_event.c.kind, hold_event.c.flow_ids, hold_event.c.doubted),
-    ),
-    hold_event,
-).order_by(run_seal.c.id, hold_event.c.id)
-_MOVED: Final = _joined(
-    select(
-        *(run_seal.c.id, target_membership.c.run_id, target_membership.c.at, *TARGET_KEY),
-        *(target_membership.c.kind, target_membership.c.schedule),
-    ),
-    target_membership,
-).order_by(run_seal.c.id, target_membership.c.id)

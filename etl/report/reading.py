@@ -45,7 +45,7 @@ _FOR_WHOLE_RESULTS: Final = "SET LOCAL cursor_tuple_fraction = 1; SET LOCAL jit 
 
 
 def stream(engine: Engine, statement: Executable, row_type: type[T]) -> Iterator[T]:
-    """The rows of ``statement``, all from one moment. Raises DatabaseError.
+    """The rows of ``statement``, all from one moment, as tuples or NamedTuples. Raises DatabaseError.
 
     On PostgreSQL a cursor keeps the snapshot and blocks nobody. On SQLite a slow reader would keep writers from
     committing, so the rows are first spooled to a temporary file, and the lock is released.
@@ -53,7 +53,7 @@ def stream(engine: Engine, statement: Executable, row_type: type[T]) -> Iterator
     pages = _spooled if engine.dialect.name == "sqlite" else _from_cursor
     with closing(pages(engine, statement)) as read:
         for page in read:
-            yield from map(row_type._make, page)  # type: ignore[attr-defined]  # every row type is a NamedTuple
+            yield from map(getattr(row_type, "_make", row_type), page)
 
 
 def _from_cursor(engine: Engine, statement: Executable) -> Generator[Any]:

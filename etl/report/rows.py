@@ -6,7 +6,7 @@ import datetime as dt
 from types import NoneType
 from typing import Any, Final, Literal, NamedTuple, get_args, get_type_hints
 
-from sqlalchemy import BigInteger, Boolean, ColumnClause, TableClause, Text, column, table
+from sqlalchemy import Boolean, ColumnClause, Integer, Select, String, TableClause, column, table
 from sqlalchemy.types import TypeEngine
 
 from etl.schema import UtcTime
@@ -116,18 +116,6 @@ class OrgWorkflow(NamedTuple):
     users_in_gap: int
 
 
-class OrgWorkflowShown(NamedTuple):
-    """The columns of ``OrgWorkflow`` that need no look at its users."""
-
-    org_id: str
-    flow_id: str
-    flow_name: str | None
-    cycle: str | None
-    users: int
-    editors: int
-    first_listed_at: dt.datetime
-
-
 class OrgWorkflowState(NamedTuple):
     """A workflow of an organisation, and its state at a moment."""
 
@@ -169,57 +157,6 @@ class OrgWorkflowEvent(NamedTuple):
     update_time: str | None
     old_freq: str | None
     new_freq: str | None
-
-
-class RunIssue(NamedTuple):
-    """A target that failed or was held or stale in a run."""
-
-    org_id: str
-    user_id: str
-    expression: str
-    verdict: str
-    error_code: str | None
-    message: str
-    attempts: int
-    missing: int
-
-
-class RunVersion(NamedTuple):
-    """A version of a target that a run wrote."""
-
-    org_id: str
-    user_id: str
-    expression: str
-    version: int
-    kind: str
-    observed_at: dt.datetime
-    flow_count: int
-    baseline: int
-    added: int
-    removed: int
-    cycle_changed: int
-    renamed: int
-    editable_changed: int
-    approved_by: str | None
-
-
-class TargetVersion(NamedTuple):
-    """A version of a target, and how many changes of each kind made it."""
-
-    version: int
-    kind: str
-    observed_at: dt.datetime
-    last_unchanged_at: dt.datetime | None
-    flow_count: int
-    baseline: int
-    added: int
-    removed: int
-    cycle_changed: int
-    renamed: int
-    editable_changed: int
-    run_id: int
-    approved_by: str | None
-    hash: str
 
 
 class ListDifference(NamedTuple):
@@ -328,6 +265,12 @@ class Column(NamedTuple):
 
 
 _KINDS: Final[dict[object, Kind]] = {str: "string", int: "integer", bool: "boolean", dt.datetime: "time"}
+_TYPES: Final[dict[Kind, type[TypeEngine[Any]]]] = {
+    "string": String,
+    "integer": Integer,
+    "boolean": Boolean,
+    "time": UtcTime,
+}
 
 
 def columns_of(row_type: type[tuple[Any, ...]]) -> tuple[Column, ...]:
@@ -339,15 +282,18 @@ def _without_none(hint: Any) -> object:
     return next((part for part in get_args(hint) if part is not NoneType), hint)
 
 
+def selected(statement: Select[Any]) -> tuple[Column, ...]:
+    """The columns of a statement."""
+    kinds = (
+        (each.name, (kind for kind, of in _TYPES.items() if isinstance(each.type, of)))
+        for each in statement.selected_columns
+    )
+    return tuple(Column(name, next(kind)) for name, kind in kinds)
+
+
 def sql_columns(row_type: type[tuple[Any, ...]]) -> list[ColumnClause[Any]]:
     """The columns of a row type as SQLAlchemy reads them: aware times and booleans on both databases."""
-    types: dict[Kind, type[TypeEngine[Any]]] = {
-        "string": Text,
-        "integer": BigInteger,
-        "boolean": Boolean,
-        "time": UtcTime,
-    }
-    return [column(name, types[kind]) for name, kind in columns_of(row_type)]
+    return [column(name, _TYPES[kind]) for name, kind in columns_of(row_type)]
 
 
 def view(name: str, row_type: type[tuple[Any, ...]]) -> TableClause:

@@ -12,10 +12,10 @@ from sqlalchemy import Connection, Engine, Select, bindparam, func, select, text
 from etl.database import STREAMED
 from etl.domain import answers
 from etl.domain.chain import encode
+from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Target
 from etl.domain.seal import digest_of, signed_bytes, targets_digest
 from etl.report.reading import short_transaction, stream
-from etl.report.rows import RunVersion
 from etl.schema import (
     DIGEST_OF_NONE,
     TARGET_KEY,
@@ -125,7 +125,7 @@ _CAUSES: Final = text("""
 
 
 def issues(run_id: int) -> Select[Any]:
-    """``RunIssue``, by target."""
+    """The issues of a run, by target."""
     names = ("verdict", "error_code", "message", "attempts", "missing")
     columns = (*TARGET_KEY, *(sync_issue.c[name] for name in names))
     chosen = select(*columns).join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
@@ -133,8 +133,9 @@ def issues(run_id: int) -> Select[Any]:
 
 
 def versions(run_id: int) -> Select[Any]:
-    """``RunVersion``, by target."""
-    columns = (*TARGET_KEY, *(change_set.c[name] for name in RunVersion._fields[3:]))
+    """The versions that a run wrote, by target."""
+    names = ("version", "kind", "observed_at", "flow_count", *CHANGE_KINDS, "approved_by")
+    columns = (*TARGET_KEY, *(change_set.c[name] for name in names))
     chosen = select(*columns).join_from(change_set, target, target.c.id == change_set.c.target_id)
     return chosen.where(change_set.c.run_id == run_id).order_by(*TARGET_KEY, change_set.c.version)
 

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    FromClause,
-    Select,
-    Subquery,
-    and_,
-    case,
-    func,
-    literal_column,
-    or_,
-    select,
-    text,
-)
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, or_, select, text
 
 from etl.domain.holds import code, shown_set
 from etl.domain.model import CYCLE_LABELS, Target
-from etl.report.listings import IS_HELD, latest_reason
-from etl.report.names import with_ids
-from etl.report.rows import Gap, OrgWorkflow, OrgWorkflowState, view
-from etl.schema import TARGET_KEY, UtcTime, change_set, org_event, target, target_membership, workflow
+from etl.report.listings import IS_HELD, WORKFLOWS, latest_reason
+from etl.report.names import WHOLE, with_ids
+from etl.report.reading import sql
+from etl.schema import TARGET_KEY, UtcTime, change_set, org_event, target, workflow
 
 OTHER: Final = "other"
 """Stands for every cycle that EnOS does not document, and for no cycle."""
 CYCLES: Final = (*reversed(CYCLE_LABELS), OTHER)
+_MINUTE: Final = {"sqlite": "substr({}, 1, 16)", "postgresql": "to_char(timezone('UTC', {}), 'YYYY-MM-DD HH24:MI')"}
+"""The minute of a time, as text: zones begin their days with one, and the databases know fewer zones than we."""
 
 
 class Scope(NamedTuple):
@@ -58,13 +46,9 @@ class Scope(NamedTuple):
         """The first moment after it."""
         return dt.datetime.combine(self.until + dt.timedelta(days=1), dt.time(), self.zone)
 
-
-class Day(NamedTuple):
-    """What happened in the organisations on a day."""
-
-    day: dt.date
-    events: Mapping[str, int]
-    """How many of each of ``EVENT_KINDS``."""
+    @property
+    def days(self) -> list[dt.date]:
+        return [self.since + dt.timedelta(days=number) for number in range((self.until - self.since).days + 1)]
 
 
 class DaySnapshot(NamedTuple):
@@ -94,20 +78,6 @@ class Churn(NamedTuple):
     """How many it has now."""
 
 
-class Hold(NamedTuple):
-    """A target of which something is held."""
-
-    org_id: str
-    user_id: str
-    expression: str
-    held_since: dt.datetime
-    held_workflows: int
-    flow_count: int
-    reason: str | None
-    code: str
-    """The code that ``guard approve`` takes to approve exactly this."""
-
-
 def state(connection: Connection) -> tuple[int, ...]:
     """A value that changes whenever a sum of this module may: newest version, span and step, and a count of targets."""
     return tuple(int(number) for number in connection.execute(text(_STATE)).one())
@@ -125,84 +95,40 @@ def entries(connection: Connection) -> int:
     return int(connection.execute(listed).scalar_one())
 
 
-def workflows(connection: Connection, org: str = "") -> int:
-    """How many workflows exist now; each counts once in its organisation."""
-    shown = view("org_workflow", OrgWorkflow)
-    return int(connection.execute(select(func.count()).select_from(shown).where(*_only(org, shown))).scalar_one())
-
-
-def days(connection: Connection, scope: Scope) -> list[Day]:
-    """Every day of the scope, with the events of its organisations."""
-    found = defaultdict[dt.date, Counter[str]](Counter)
-    minute = _minute(connection, org_event.c.observed_at)
-    for day, kind, number in _by_day(connection, scope, select(minute, org_event.c.kind).where(*_within(scope))):
-        found[day][kind] += number
-    return [Day(day, found[day]) for day in _calendar(scope.since, scope.until)]
+def days(connection: Connection, scope: Scope) -> dict[dt.date, Counter[str]]:
+    """How many events of each of ``EVENT_KINDS`` every day of the scope has."""
+    found = {day: Counter[str]() for day in scope.days}
+    minute: ColumnElement[str] = literal_column(_MINUTE[connection.dialect.name].format("observed_at"))
+    for at, kind, number in connection.execute(_events(scope, minute, org_event.c.kind)):
+        found[_day_of(at, scope.zone)][kind] += number
+    return found
 
 
 def churn(connection: Connection, scope: Scope, limit: int) -> tuple[list[Churn], int]:
     """The organisations with most events, and how many have any."""
     found = defaultdict[str, Counter[str]](Counter)
-    columns = (org_event.c.org_id, org_event.c.kind)
-    for org_id, kind, number in connection.execute(_counted(select(*columns).where(*_within(scope)))):
-        found[org_id][kind] += number
+    for org_id, kind, number in connection.execute(_events(scope, org_event.c.org_id, org_event.c.kind)):
+        found[org_id][kind] = number
     most = sorted(found, key=lambda org_id: (-found[org_id].total(), org_id))[:limit]
     return [Churn(org_id, found[org_id], workflows(connection, org_id)) for org_id in most], len(found)
+
+
+def workflows(connection: Connection, org: str = "") -> int:
+    """How many workflows exist now; each counts once in its organisation."""
+    return WORKFLOWS.count(connection, columns=("flow_id",), org=org and WHOLE + org)
 
 
 def most_changed(connection: Connection, scope: Scope, limit: int) -> list[tuple[str, str]]:
     """The workflows to which most happened: the organisation and the id of each."""
     columns = (org_event.c.org_id, org_event.c.flow_id)
-    changed = _counted(select(*columns).where(*_within(scope))).order_by(func.count().desc(), *columns).limit(limit)
+    changed = _events(scope, *columns).order_by(func.count().desc(), *columns).limit(limit)
     return [(org_id, flow_id) for org_id, flow_id, _ in connection.execute(changed)]
 
 
-def day_snapshots(connection: Connection, scope: Scope, today: dt.date) -> list[DaySnapshot]:
-    """The end of every day of the scope (today: now): how many workflows ``org_workflow_history`` has then."""
-    until_now = scope._replace(until=today)
-    unobserved, targets = _unobserved(connection, until_now), _targets(connection, until_now)
-    count, gained = _before(connection, scope), _gained(connection, scope)
-    found = []
-    for day in _calendar(scope.since, scope.until):
-        count.update(gained[day])
-        found.append(DaySnapshot(day, {cycle: count[cycle] for cycle in CYCLES}, unobserved[day], targets[day]))
-    return found
-
-
-_HISTORY: Final = view("org_workflow_history", OrgWorkflowState)
-_CYCLE: Final = case((_HISTORY.c.cycle.in_(list(CYCLE_LABELS)), _HISTORY.c.cycle), else_=OTHER)
-
-
-def _before(connection: Connection, scope: Scope) -> Counter[str]:
-    """How many workflows of each cycle there were when the scope begins."""
-    lasts = or_(_HISTORY.c.valid_to.is_(None), _HISTORY.c.valid_to >= scope.begins_at)
-    there = select(_CYCLE).where(_HISTORY.c.valid_from < scope.begins_at, lasts, *_only(scope.org, _HISTORY))
-    return Counter(dict(map(tuple, connection.execute(_counted(there)))))
-
-
-def _gained(connection: Connection, scope: Scope) -> Mapping[dt.date, Counter[str]]:
-    """How many more workflows of each cycle there were at the end of each day than at its beginning."""
-    gained = defaultdict[dt.date, Counter[str]](Counter)
-    for bound, sign in ((_HISTORY.c.valid_from, 1), (_HISTORY.c.valid_to, -1)):
-        moved = select(_minute(connection, bound), _CYCLE).where(
-            bound >= scope.begins_at, bound < scope.ends_at, *_only(scope.org, _HISTORY)
-        )
-        for day, cycle, number in _by_day(connection, scope, moved):
-            gained[day][cycle] += sign * number
-    return gained
-
-
-def _unobserved(connection: Connection, scope: Scope) -> Counter[dt.date]:
-    """How many gaps cover the end of each day, except those with the same list on both sides."""
-    gap = view("coverage_gap", Gap)
-    changed = and_(gap.c.changed_inside, gap.c.gap_to >= scope.begins_at)
-    bounds = select(*(_minute(connection, bound) for bound in (gap.c.gap_from, gap.c.gap_to)))
-    unknown = bounds.where(or_(gap.c.gap_to.is_(None), changed), *_only(scope.org, gap))
-    steps = Counter[dt.date]()
-    for begins, ends, number in _by_day(connection, scope, unknown, 2):
-        steps[max(begins, scope.since)] += number
-        steps[ends or scope.until + dt.timedelta(days=1)] -= number
-    return _summed(steps, scope)
+def _events(scope: Scope, *by: ColumnElement[Any]) -> Select[Any]:
+    """How many events of the scope have the same values of these columns."""
+    at, org = org_event.c.observed_at, [org_event.c.org_id == scope.org] if scope.org else []
+    return select(*by, func.count()).where(at >= scope.begins_at, at < scope.ends_at, *org).group_by(*by)
 
 
 def first_day(connection: Connection, scope: Scope) -> dt.date | None:
@@ -213,41 +139,27 @@ def first_day(connection: Connection, scope: Scope) -> dt.date | None:
     return None if first is None else first.astimezone(scope.zone).date()
 
 
-def _targets(connection: Connection, scope: Scope) -> Counter[dt.date]:
-    """How many targets had been observed by the end of each day, and were not retired."""
-    steps = Counter[dt.date]()
-    first = and_(change_set.c.target_id == target.c.id, change_set.c.version == 1, *_only(scope.org, target))
-    bounds = (_minute(connection, bound) for bound in (change_set.c.observed_at, target.c.retired_at))
-    for day, retired, number in _by_day(connection, scope, select(*bounds).join_from(target, change_set, first), 2):
-        steps[max(day, scope.since)] += number
-        if retired is not None:
-            steps[max(retired, scope.since)] -= number
-    away = _absences(scope)
-    # After a clock went back, answers may be dated into an absence.
-    gone = case((change_set.c.observed_at > away.c.left_at, change_set.c.observed_at), else_=away.c.left_at)
-    bounds = (_minute(connection, bound) for bound in (gone, away.c.back_at))
-    absences = select(*bounds).join_from(away, target, target.c.id == away.c.target_id)
-    absences = absences.join(change_set, and_(first, change_set.c.observed_at <= away.c.back_at))
-    for left, back, number in _by_day(connection, scope, absences, 2):
-        steps[max(left, scope.since)] -= number
-        steps[max(back, scope.since)] += number
-    return _summed(steps, scope)
+def day_snapshots(connection: Connection, scope: Scope) -> list[DaySnapshot]:
+    """The end of every day of the scope (today: now): how many workflows ``org_workflow_history`` has then."""
+    minute, org = _MINUTE[connection.dialect.name].format("at"), " AND org_id = :org" if scope.org else ""
+    statement = text(sql("day_steps").format(minute=minute, org=org)).bindparams(
+        bindparam("cycles", list(CYCLE_LABELS), expanding=True),
+        bindparam("since", scope.begins_at, UtcTime),
+        bindparam("until", scope.ends_at, UtcTime),
+    )
+    steps = {day: Counter[str]() for day in scope.days}
+    for at, what, number in connection.execute(statement, {"org": scope.org}):
+        steps[_day_of(at, scope.zone)][what] += number
+    there, found = Counter[str](), []
+    for day, more in steps.items():
+        there.update(more)
+        by_cycle = {cycle: there[cycle] for cycle in CYCLES}
+        found.append(DaySnapshot(day, by_cycle, there["unobserved"], there["targets"]))
+    return found
 
 
-def _absences(scope: Scope) -> Subquery:
-    """The absences of targets that were retired and came back."""
-    moved = target_membership.c
-    back_at = func.lead(moved.at, type_=UtcTime).over(partition_by=moved.target_id, order_by=(moved.at, moved.id))
-    columns = (moved.target_id, moved.kind, moved.at.label("left_at"), back_at.label("back_at"))
-    moves = select(*columns).where(moved.schedule.is_(None)).subquery("moves")
-    ended = (moves.c.kind == "retired", moves.c.back_at >= scope.begins_at)
-    return select(moves).where(*ended).subquery("away")
-
-
-def _summed(steps: Counter[dt.date], scope: Scope) -> Counter[dt.date]:
-    for before, day in pairwise(_calendar(scope.since, scope.until)):
-        steps[day] += steps[before]
-    return steps
+def _day_of(minute: str, zone: dt.tzinfo) -> dt.date:
+    return dt.datetime.fromisoformat(f"{minute}+00:00").astimezone(zone).date()
 
 
 def open_gap_count(connection: Connection) -> int:
@@ -256,8 +168,9 @@ def open_gap_count(connection: Connection) -> int:
     return int(connection.execute(select(func.count()).select_from(target).where(*is_open)).scalar_one())
 
 
-def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) -> list[Hold]:
-    """The targets of which something is held, the oldest hold first, each with the latest reason and its code."""
+def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) -> list[dict[str, Any]]:
+    """The targets of which something is held, the oldest hold first, each with the latest reason, and the code that
+    ``guard approve`` takes to approve exactly this."""
     columns = (target.c.id, *TARGET_KEY, target.c.held_since, target.c.flow_count, latest_reason())
     chosen = select(*columns).where(IS_HELD).order_by(target.c.held_since, *TARGET_KEY)
     rows = connection.execute(with_ids(connection.dialect.name, chosen, org, user).limit(limit)).all()
@@ -267,49 +180,11 @@ def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) 
     doubts = doubts.where(workflow.c.target_id.in_([row.id for row in rows]))
     for target_id, flow_id, doubted in connection.execute(doubts.where(is_held)):
         held[target_id].append((flow_id, doubted))
-    found = []
-    for row in rows:
-        whose, mine = Target(row.org_id, row.user_id, row.expression), held[row.id]
-        scope = shown_set(whose, row.held_since, mine).scope
-        found.append(Hold(*whose, row.held_since, len(mine), row.flow_count, row.reason, code(scope)))
-    return found
-
-
-# --------------------------------------------------------------------------------------------- pieces of statements
-
-
-def _counted(rows: Select[Any]) -> Select[Any]:
-    """How many of these rows have the same values."""
-    columns = list(rows.selected_columns)
-    return rows.add_columns(func.count()).group_by(*(literal_column(str(n)) for n in range(1, len(columns) + 1)))
-
-
-def _by_day(connection: Connection, scope: Scope, rows: Select[Any], days: int = 1) -> Iterator[Any]:
-    """``_counted``, whose first ``days`` columns are ``_minute``, which become days of the scope's zone."""
-    for row in connection.execute(_counted(rows)):
-        yield (*(_day_of(minute, scope.zone) for minute in row[:days]), *row[days:])
-
-
-def _day_of(minute: str | None, zone: dt.tzinfo) -> dt.date | None:
-    return dt.datetime.fromisoformat(f"{minute}+00:00").astimezone(zone).date() if minute else None
-
-
-def _minute(connection: Connection, time: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The minute of a time, as text: zones begin their days with one, and the databases know fewer zones than we."""
-    if connection.dialect.name == "sqlite":
-        return func.substr(time, 1, 16)
-    return func.to_char(func.timezone("UTC", time), "YYYY-MM-DD HH24:MI")
-
-
-def _only(org: str, rows: FromClause) -> list[ColumnElement[bool]]:
-    return [rows.c.org_id == org] if org else []
-
-
-def _within(scope: Scope) -> list[ColumnElement[bool]]:
-    """Events of the scope."""
-    at = org_event.c.observed_at
-    return [at >= scope.begins_at, at < scope.ends_at, *_only(scope.org, org_event)]
-
-
-def _calendar(since: dt.date, until: dt.date) -> list[dt.date]:
-    return [since + dt.timedelta(days=number) for number in range((until - since).days + 1)]
+    return [
+        {
+            **row._mapping,
+            "held_workflows": len(held[row.id]),
+            "code": code(shown_set(Target(*row[1:4]), row.held_since, held[row.id]).scope),
+        }
+        for row in rows
+    ]

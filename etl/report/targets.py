@@ -9,11 +9,11 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, func, or_, select, text
+from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, select, text
 
 from etl.database import reading
 from etl.domain.diff import by_id, diff
-from etl.domain.kinds import DELTA_KINDS
+from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import Flow, Target
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.listings import FLOWS
@@ -23,11 +23,10 @@ from etl.report.rows import (
     ListDifference,
     TargetAsOf,
     TargetHealth,
-    TargetVersion,
     sql_columns,
     view,
 )
-from etl.schema import TARGET_KEY, UtcTime, change_set, observation, sync_issue, sync_run, target
+from etl.schema import TARGET_KEY, UtcTime, change_set, target
 
 
 class KnownTarget(NamedTuple):
@@ -118,22 +117,6 @@ def unknown_name(engine: Engine, *, org: str | None = None, user: str | None = N
 # ------------------------------------------------------------------------------------------------------ one of them
 
 
-class Tick(NamedTuple):
-    """The verdict of a run for a target."""
-
-    run_id: int
-    started_at: dt.datetime
-    schedule: str | None
-    missed: int
-    """How many slots of the schedule were missed before this run."""
-    silent: bool
-    """Whether there was no observation for longer than the coverage gap before this run."""
-    verdict: str
-    """A verdict, or ``unseen``: the run says nothing about this target."""
-    changes: int
-    error_code: str | None
-
-
 def health_of(connection: Connection, known: Target) -> TargetHealth:
     """The current health of a target."""
     health = view("target_health", TargetHealth)
@@ -178,66 +161,32 @@ def _flows(connection: Connection, known: Target, at: dt.datetime | None) -> Ite
 
 
 def versions(target_id: int, until: dt.datetime | None) -> Select[Any]:
-    """``TargetVersion``, the latest first."""
+    """The versions of a target, the latest first."""
     own = change_set.c.target_id == target_id
     chosen = own if until is None else and_(own, change_set.c.observed_at <= until)
-    columns = [change_set.c[name] for name in TargetVersion._fields]
-    return select(*columns).where(chosen).order_by(change_set.c.version.desc())
+    counts = ("flow_count", *CHANGE_KINDS)
+    names = ("version", "kind", "observed_at", "last_unchanged_at", *counts, "run_id", "approved_by", "hash")
+    return select(*(change_set.c[name] for name in names)).where(chosen).order_by(change_set.c.version.desc())
 
 
-_SCHEDULES: Final = text(sql("target_schedules")).bindparams(bindparam("last_at", type_=UtcTime))
-
-
-_OF_ISSUES: Final = (sync_issue.c.run_id, sync_issue.c.verdict, sync_issue.c.error_code)
+_TICKS: Final = (
+    text(sql("ticks").format(changes=" + ".join(DELTA_KINDS)))
+    .bindparams(bindparam("until", type_=UtcTime))
+    .columns(started_at=UtcTime, ended_at=UtcTime)
+)
 
 
 def ticks(
     connection: Connection, target_id: int, until: dt.datetime, most: int, coverage_gap: dt.timedelta
-) -> list[Tick]:
-    """The latest runs that concern a target, the oldest first.
-
-    A run only records a target if it found something; for a quiet target, spans tell. So these are the runs of
-    schedules that observed the target, and the runs that recorded something for it.
-    """
-    runs = _runs_about(connection, target_id, until, most)
-    if not runs:
-        return []
-    ids = [run.id for run in runs]
-    number = func.sum(sum(change_set.c[kind] for kind in DELTA_KINDS))
-    made = select(change_set.c.run_id, number).where(change_set.c.target_id == target_id, change_set.c.run_id.in_(ids))
-    changes = {run: int(found) for run, found in connection.execute(made.group_by(change_set.c.run_id))}
-    said = select(*_OF_ISSUES).where(sync_issue.c.target_id == target_id, sync_issue.c.run_id.in_(ids))
-    issues = {row.run_id: row for row in connection.execute(said.order_by(sync_issue.c.id))}
-    seen = select(observation.c.first_at, observation.c.last_at).where(observation.c.target_id == target_id)
-    spans = connection.execute(seen.where(observation.c.last_at >= runs[-1].started_at)).all()
-    silent = {run.id for before, run in pairwise(reversed(runs)) if run.started_at - _ended(before) > coverage_gap}
-    return [_tick(run, changes.get(run.id), issues.get(run.id), spans, run.id in silent) for run in reversed(runs)]
-
-
-def _runs_about(connection: Connection, target_id: int, until: dt.datetime, most: int) -> Sequence[Any]:
-    span = observation.c.target_id == target_id
-    last_at = connection.execute(
-        select(observation.c.last_at).where(span).order_by(observation.c.id.desc()).limit(1)
-    ).scalar()
-    schedules = connection.execute(_SCHEDULES, {"id": target_id, "last_at": last_at or until}).scalars().all()
-    own = select(change_set.c.run_id).where(change_set.c.target_id == target_id)
-    with_issue = select(sync_issue.c.run_id).where(sync_issue.c.target_id == target_id)
-    about = or_(sync_run.c.schedule.in_(schedules), sync_run.c.id.in_(own), sync_run.c.id.in_(with_issue))
-    columns = [sync_run.c[name] for name in ("id", "schedule", "started_at", "heartbeat_at", "finished_at", "missed")]
-    chosen = select(*columns).where(about, sync_run.c.started_at <= until, sync_run.c.origin != "approval")
-    return connection.execute(chosen.order_by(sync_run.c.id.desc()).limit(most)).all()
-
-
-def _ended(run: Any) -> dt.datetime:
-    ended: dt.datetime = run.finished_at or run.heartbeat_at
-    return ended
-
-
-def _tick(run: Any, changes: int | None, issue: Any, spans: Sequence[Any], silent: bool) -> Tick:
-    seen = any(span.first_at <= _ended(run) and span.last_at >= run.started_at for span in spans)
-    usual = "changed" if changes is not None else "unchanged" if seen else "unseen"
-    verdict, error_code = (issue.verdict, issue.error_code) if issue else (usual, None)
-    return Tick(run.id, run.started_at, run.schedule, run.missed, silent, verdict, changes or 0, error_code)
+) -> list[dict[str, Any]]:
+    """The latest runs that concern a target, the oldest first, each with its verdict, or ``unseen`` where it says
+    nothing about the target. ``silent``: nobody had looked for longer than the coverage gap before the run."""
+    runs = connection.execute(_TICKS, {"id": target_id, "until": until, "most": most})
+    return [
+        {**run._mapping, "silent": before is not None and run.started_at - before.ended_at > coverage_gap}
+        for before, run in pairwise([None, *runs])
+        if run is not None
+    ]
 
 
 # ------------------------------------------------------------------------------------------- at a moment

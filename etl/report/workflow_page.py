@@ -17,24 +17,17 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    or_,
     select,
     text,
 )
 
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.listings import STATES, WORKFLOWS
-from etl.report.names import WHOLE, id_contains
+from etl.report.names import WHOLE, contains, id_contains
 from etl.report.reading import sql
-from etl.report.rows import Coverage, Gap, ListChange, OrgWorkflowEvent, OrgWorkflowState, view
+from etl.report.rows import Coverage, Gap, ListChange, OrgWorkflow, OrgWorkflowEvent, view
 from etl.schema import UtcTime, change_set, org_event, target, workflow
-
-
-class Organisation(NamedTuple):
-    """An organisation, and how many of its targets are configured."""
-
-    org_id: str
-    targets: int
-
 
 LISTS_THEN: Final = 20
 """The organisation's list at a moment can be narrowed to what was in so many users' lists then."""
@@ -44,14 +37,36 @@ class TooManyLists(ValueError):
     """More than ``LISTS_THEN`` lists are of users like the one that was asked for."""
 
 
-def organisations(connection: Connection, asked: str, most: int) -> list[Organisation]:
-    """The organisations whose id contains ``asked``, by id; only one if ``asked`` is a whole id."""
+SHOWN: Final = ("org_id", "flow_id", "flow_name", "cycle", "users", "editors", "first_listed_at")
+"""The columns of ``org_workflow`` that need no look at its users."""
+
+
+def organisations(connection: Connection, asked: str, most: int) -> Sequence[Any]:
+    """The organisations whose id contains ``asked``, by id, and how many of their targets are configured; only one if
+    ``asked`` is a whole id."""
     found = [id_contains(connection.dialect.name, target.c.org_id, asked)] if asked else []
-    chosen = select(target.c.org_id, func.sum(case((target.c.retired_at.is_(None), 1), else_=0)))
-    rows = connection.execute(chosen.where(*found).group_by(target.c.org_id).order_by(target.c.org_id).limit(most))
-    listed = [Organisation(org_id, int(targets)) for org_id, targets in rows]
-    whole = [each for each in listed if each.org_id == asked]
-    return whole or listed
+    configured = func.sum(case((target.c.retired_at.is_(None), 1), else_=0)).label("targets")
+    chosen = select(target.c.org_id, configured).where(*found).group_by(target.c.org_id).order_by(target.c.org_id)
+    listed = connection.execute(chosen.limit(most)).all()
+    return [each for each in listed if each.org_id == asked] or listed
+
+
+def search(connection: Connection, part: str, most: int) -> dict[str, Sequence[Any]]:
+    """Finds ``part`` in ids and names, a-z in either case: organisations, users with theirs, and workflows that users
+    see now, at most ``most`` of each. An id that is equal to it comes first."""
+    dialect, whole = connection.dialect.name, part.removeprefix("=")
+    org, user, seen = target.c.org_id, target.c.user_id, view("org_workflow", OrgWorkflow).c
+    orgs = select(org).where(id_contains(dialect, org, part)).group_by(org).order_by((org == whole).desc(), org)
+    users = select(org, user).where(id_contains(dialect, user, part)).group_by(org, user)
+    named = or_(id_contains(dialect, seen.flow_id, part), contains(dialect, seen.flow_name, part))
+    flows = select(*(seen[name] for name in SHOWN)).where(named)
+    return {
+        "orgs": connection.execute(orgs.limit(most)).scalars().all(),
+        "users": connection.execute(users.order_by((user == whole).desc(), org, user).limit(most)).all(),
+        "workflows": connection.execute(
+            flows.order_by((seen.flow_id == whole).desc(), seen.org_id, seen.flow_id).limit(most)
+        ).all(),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------- the list
@@ -220,7 +235,8 @@ class OrgDifference(NamedTuple):
 
 def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
     """The differences, by flow_id and kind; ``old`` is the earlier moment."""
-    before, after = (_states(connection, org, at) for at in (old, new))
+    states = (STATES.select(connection.dialect.name, org=WHOLE + org, at=at) for at in (old, new))
+    before, after = ({row.flow_id: row for row in connection.execute(chosen)} for chosen in states)
     happened = defaultdict[tuple[str, str | None], list[str]](list)
     between = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
     kinds = org_event.c.kind.in_((*_APPEARED, "disappeared", *_ACCESS))
@@ -250,12 +266,7 @@ def first_look(connection: Connection, org: str) -> dt.datetime | None:
     return found
 
 
-def _states(connection: Connection, org: str, at: dt.datetime) -> dict[str, OrgWorkflowState]:
-    chosen = STATES.select(connection.dialect.name, org=WHOLE + org, at=at)
-    return {row.flow_id: OrgWorkflowState(*row) for row in connection.execute(chosen)}
-
-
-def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: Sequence[str]) -> Iterator[str]:
+def _kinds(old: Any, new: Any, events: Sequence[str]) -> Iterator[str]:
     if old is None:
         yield "appeared" if {*_APPEARED} & {*events} else "baseline"
     elif new is None:
@@ -267,7 +278,6 @@ def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: S
             yield "renamed"
 
 
-def _values(old: OrgWorkflowState | None, new: OrgWorkflowState | None) -> tuple[str | None, ...]:
+def _values(*sides: Any) -> tuple[str | None, ...]:
     """Names, then cycles, each before and after."""
-    sides = (old, new)
     return (*(side and side.flow_name for side in sides), *(side and side.cycle for side in sides))

@@ -22,12 +22,11 @@ from etl.errors import DatabaseError
 from etl.report import summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS
-from etl.report.names import search
 from etl.report.reading import short_transaction
-from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion, columns_of
+from etl.report.rows import OrgWorkflowEvent, columns_of
 from etl.report.runs import causes, issues, versions
 from etl.report.trail_page import Position
-from etl.report.workflow_page import UserChange, user_changes
+from etl.report.workflow_page import UserChange, search, user_changes
 from etl.web import lists, overview
 from etl.web.page import (
     PAGE_ROWS,
@@ -128,8 +127,8 @@ def run(site: Site, request: Request) -> Response:
     fmt = asked.format()
     run_id = asked.number("run_id")
     tables = {
-        "versions": TableQuery("versions", RunVersion, versions(run_id)),
-        "issues": TableQuery("issues", RunIssue, issues(run_id)),
+        "versions": TableQuery("versions", versions(run_id)),
+        "issues": TableQuery("issues", issues(run_id)),
     }
     table = asked.one_of("table", tables)
     with short_transaction(site.engine) as connection:

@@ -7,13 +7,13 @@ script inserts its value. Plotly interprets its own markup in every text, so for
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report.rows import Gap, ListState
-from etl.report.summaries import CYCLES, OTHER, Churn, Day, DaySnapshot, Scope
+from etl.report.summaries import CYCLES, OTHER, Churn, DaySnapshot, Scope
 from etl.web.labels import cycle_label, foreign, kind_label, user_label
 
 Figure = dict[str, Any]
@@ -29,19 +29,19 @@ def label(words: str) -> str:
     return foreign(words, 60).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _bars_of_events(rows: Sequence[Day | Churn]) -> Iterator[tuple[dict[str, Any], list[int]]]:
+def _bars_of_events(rows: Collection[Mapping[str, int]]) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """A bar for each kind of event that there is, and its length in each row."""
     for kind in EVENT_KINDS:
-        numbers = [row.events.get(kind, 0) for row in rows]
+        numbers = [row.get(kind, 0) for row in rows]
         if any(numbers):
             yield {"type": "bar", "name": kind_label(kind), "marker": {"color": f"--kind-{kind}"}}, numbers
 
 
-def events_by_day(days: Sequence[Day], scope: Scope, first: dt.date | None) -> Figure:
+def events_by_day(days: Mapping[dt.date, Mapping[str, int]], scope: Scope, first: dt.date | None) -> Figure:
     """A stacked bar per day; ``first`` is the day of the first observation."""
-    dates = [day.day.isoformat() for day in days]
+    dates = [day.isoformat() for day in days]
     return {
-        "data": [{**bar, "x": dates, "y": numbers} for bar, numbers in _bars_of_events(days)],
+        "data": [{**bar, "x": dates, "y": numbers} for bar, numbers in _bars_of_events(days.values())],
         "layout": {
             "barmode": "stack",
             "hovermode": "x unified",
@@ -53,9 +53,9 @@ def events_by_day(days: Sequence[Day], scope: Scope, first: dt.date | None) -> F
 
 def events_by_organisation(churn: Sequence[Churn]) -> Figure:
     """One bar per organisation, the one with most events on top."""
-    names = [label(row.org_id) for row in churn]
+    names, bars = [label(row.org_id) for row in churn], _bars_of_events([row.events for row in churn])
     return {
-        "data": [{**bar, "orientation": "h", "y": names, "x": numbers} for bar, numbers in _bars_of_events(churn)],
+        "data": [{**bar, "orientation": "h", "y": names, "x": numbers} for bar, numbers in bars],
         "layout": {
             "barmode": "stack",
             "hovermode": "y unified",

@@ -20,18 +20,12 @@ from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
 from etl.report.rows import (
     ListDifference,
-    ListWorkflow,
-    ListWorkflowAsOf,
-    OrgWorkflow,
-    OrgWorkflowShown,
-    OrgWorkflowState,
     TargetAsOf,
     TargetHealth,
-    TargetVersion,
     columns_of,
 )
 from etl.report.targets import KnownTarget, targets_of_user
-from etl.report.workflow_page import LISTS_THEN, OrgDifference, TooManyLists, difference, first_look
+from etl.report.workflow_page import LISTS_THEN, SHOWN, OrgDifference, TooManyLists, difference, first_look
 from etl.web.page import (
     PAGE_ROWS,
     RequestParams,
@@ -69,7 +63,7 @@ def all_targets(site: Site, request: Request) -> Response:
     if fmt and at:
         wanted = asked.asked_of(TARGETS, now)
         then = targets.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
-        return listing_file(site, TableQuery("targets", TargetAsOf, then), fmt)
+        return listing_file(site, TableQuery("targets", then), fmt)
 
     def covered(_: Site, connection: Connection, rows: Sequence[TargetHealth], wanted: object) -> dict[str, Any]:
         return {"at": at, "then": targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at) if at else {}}
@@ -85,7 +79,7 @@ def one_target(site: Site, request: Request) -> Response:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
         known = _chosen(others, asked.text("expression"))
         listing = _listing(connection, known, asked, at)
-        versions = TableQuery("versions", TargetVersion, targets.versions(known.id, at))
+        versions = TableQuery("versions", targets.versions(known.id, at))
         changes = targets.difference(connection, known.target, since, at) if since else []
         if not fmt:
             shown = listing.shown(connection, asked)
@@ -113,9 +107,8 @@ def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
 def _listing(connection: Connection, known: KnownTarget, asked: RequestParams, at: dt.datetime | None) -> TableQuery:
     filters = {"find": asked.text("find"), "cycle": asked.text("cycle")}
     if at is None:
-        statement = targets.list_now(connection.dialect.name, known.target, **filters)
-        return TableQuery("workflows", ListWorkflow, statement)
-    return TableQuery("workflows", ListWorkflowAsOf, targets.list_then(connection, known.target, at, **filters))
+        return TableQuery("workflows", targets.list_now(connection.dialect.name, known.target, **filters))
+    return TableQuery("workflows", targets.list_then(connection, known.target, at, **filters))
 
 
 def _coverage(connection: Connection, known: KnownTarget, at: dt.datetime | None) -> TargetAsOf | None:
@@ -123,7 +116,7 @@ def _coverage(connection: Connection, known: KnownTarget, at: dt.datetime | None
 
 
 def _about_target(
-    site: Site, connection: Connection, known: KnownTarget, at: dt.datetime | None, versions: Sequence[TargetVersion]
+    site: Site, connection: Connection, known: KnownTarget, at: dt.datetime | None, versions: Sequence[Any]
 ) -> dict[str, Any]:
     return {
         "health": targets.health_of(connection, known.target),
@@ -154,8 +147,7 @@ def all_workflows(site: Site, request: Request) -> Response:
             values = _shown(connection, asked, org, at)
             values |= {"since": since, "first_look": first_look(connection, org) if since else None}
             values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
-        row_type = OrgWorkflowState if at else OrgWorkflow
-        listing = TableQuery("workflows", row_type, _statement(connection, asked, org, at))
+        listing = TableQuery("workflows", _statement(connection, asked, org, at))
     if fmt and table == "difference":
         return rows_file(table, columns_of(OrgDifference), changes, fmt)
     if fmt:
@@ -166,9 +158,8 @@ def all_workflows(site: Site, request: Request) -> Response:
 
 def _shown(connection: Connection, asked: RequestParams, org: str, at: dt.datetime | None) -> dict[str, Any]:
     """The rows of a page, and how many workflows have each cycle, whichever is asked for."""
-    row_type = OrgWorkflowState if at else OrgWorkflowShown
-    few = () if at else OrgWorkflowShown._fields
-    listed = TableQuery("workflows", row_type, _statement(connection, asked, org, at, few))
+    few = () if at else SHOWN
+    listed = TableQuery("workflows", _statement(connection, asked, org, at, few))
     facets = workflow_page.by_cycle(connection, _statement(connection, asked, org, at, few, cycle=""))
     found = sum(number for cycle, number in facets if asked.text("cycle") in ("", cycle))
     values = listed.shown(connection, asked) | {"facets": facets, "found": found}
@@ -215,7 +206,7 @@ def one_workflow(site: Site, request: Request) -> Response:
         tables = {
             "states": TableQuery.of(site, HISTORY, **mine)._replace(name="states"),
             "story": TableQuery.of(site, EVENTS, **mine, newest_first=True)._replace(name="story"),
-            "seen": TableQuery("seen", ListWorkflowAsOf, workflow_page.seen_by(connection, org, flow, at or now)),
+            "seen": TableQuery("seen", workflow_page.seen_by(connection, org, flow, at or now)),
         }
         if not fmt:
             values = _about_workflow(site, connection, org, flow, tables)

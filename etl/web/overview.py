@@ -231,7 +231,7 @@ def _pieces(scope: Scope, today: dt.date) -> Pieces:
         "first_day": lambda connection: summaries.first_day(connection, scope),
         "workflows": lambda connection: summaries.workflows(connection, scope.org),
         "days": lambda connection: summaries.days(connection, drawn(connection)),
-        "day_snapshots": lambda connection: summaries.day_snapshots(connection, drawn(connection), today),
+        "day_snapshots": lambda connection: summaries.day_snapshots(connection, drawn(connection)),
         "churn": lambda connection: summaries.churn(connection, scope, _ORGS),
         "gaps": lambda connection: GAPS.page(connection, _SHOWN, **of_gaps),
         "gap_count": lambda connection: GAPS.count(connection, **of_gaps),

@@ -25,7 +25,7 @@ from etl.report.conditions import Condition
 from etl.report.health import TargetSummary, summary_within
 from etl.report.listings import Filter, ListView
 from etl.report.reading import short_transaction, stream
-from etl.report.rows import Column, columns_of
+from etl.report.rows import Column, selected
 from etl.timeparse import parse_moment
 from etl.web.rendering import render
 
@@ -158,20 +158,19 @@ def whole_number(given: str) -> int | None:
 
 
 class TableQuery(NamedTuple):
-    """A table: its name for a file, its row type, and its statement."""
+    """A table: its name for a file, and its statement."""
 
     name: str
-    row_type: type[tuple[Any, ...]]
     statement: Select[Any]
 
     @classmethod
     def of(cls, site: Site, listing: ListView[Any], **asked: Any) -> TableQuery:
         """What is asked of a list."""
-        return cls(listing.name, listing.row_type, listing.select(site.engine.dialect.name, **asked))
+        return cls(listing.name, listing.select(site.engine.dialect.name, **asked))
 
-    def page(self, connection: Connection, limit: int, offset: int = 0) -> list[Any]:
+    def page(self, connection: Connection, limit: int, offset: int = 0) -> Sequence[Any]:
         """At most ``limit`` rows after the first ``offset``."""
-        return [self.row_type(*row) for row in connection.execute(self.statement.limit(limit).offset(offset))]
+        return connection.execute(self.statement.limit(limit).offset(offset)).all()
 
     def shown(self, connection: Connection, asked: RequestParams) -> dict[str, Any]:
         """The rows of the page that is asked for, and the links to the previous and the next one."""
@@ -213,8 +212,8 @@ def list_page(
 
 def listing_file(site: Site, listing: TableQuery, fmt: Format) -> Response:
     """All rows of a table, streamed in constant memory."""
-    rows = stream(site.engine, listing.statement, listing.row_type)
-    return rows_file(listing.name, columns_of(listing.row_type), rows, fmt)
+    rows = stream(site.engine, listing.statement, tuple)
+    return rows_file(listing.name, selected(listing.statement), rows, fmt)
 
 
 def rows_file(name: str, columns: Sequence[Column], rows: Iterable[Sequence[Any]], fmt: Format) -> Response:

@@ -138,11 +138,13 @@ def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine
     for org in ("", "o1"):
         scope = Scope(dt.date(2026, 3, 5), dt.date(2026, 4, 8), org, zone=zone)
         with reading(engine) as connection:
-            days, snapshots = summaries.days(connection, scope), summaries.day_snapshots(connection, scope, scope.until)
+            days, snapshots = summaries.days(connection, scope), summaries.day_snapshots(connection, scope)
             churn, orgs = summaries.churn(connection, scope, 2)
         events = [event for event in every if org in ("", event.org_id)]
         by_day = Counter((event.observed_at.astimezone(zone).date(), event.kind) for event in events)
-        assert Counter({(day.day, kind): number for day in days for kind, number in day.events.items()}) == by_day
+        assert (
+            Counter({(day, kind): number for day, counts in days.items() for kind, number in counts.items()}) == by_day
+        )
         by_org = Counter(event.org_id for event in events)
         assert orgs == len(by_org)
         assert [(row.org_id, sum(row.events.values())) for row in churn] == sorted(
@@ -161,7 +163,7 @@ def test_the_sums_of_one_organisation_and_of_past_days_are_a_part_of_those_of_al
     with reading(engine) as connection:
 
         def snapshots(scope: Scope) -> list[tuple[object, ...]]:
-            return [tuple(each) for each in summaries.day_snapshots(connection, scope, today)]
+            return [tuple(each) for each in summaries.day_snapshots(connection, scope)]
 
         assert snapshots(past) == [each for each in snapshots(every) if past.since <= each[0] <= past.until]
         for number in (2, 3):
@@ -177,7 +179,7 @@ def test_an_evening_has_the_targets_observed_by_then_and_those_in_a_gap_that_hid
 ) -> None:
     until = now.date()
     with reading(engine) as connection:
-        found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until), until)
+        found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until))
         gaps = GAPS.page(connection, 10_000)
         open_gaps = sum(gap.gap_to is None for gap in gaps)
         assert GAPS.count(connection) == len(gaps)

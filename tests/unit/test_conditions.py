@@ -6,7 +6,6 @@ import datetime as dt
 
 import pytest
 
-from etl.report import conditions as made
 from etl.report.conditions import (
     CODES,
     Condition,
@@ -104,4 +103,3 @@ def test_every_code_has_a_severity_and_a_remedy(code: str) -> None:
     [condition] = conditions([Condition(code, "Something")])
     assert condition.severity in ("down", "degraded", "notice")
     assert condition.remedy.endswith(".")
-    assert made.CONDITIONS.index(code) >= 0
