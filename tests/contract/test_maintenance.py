@@ -15,7 +15,6 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +31,14 @@ from etl.config import load
 from etl.database import backup, check, connect, integrity, reading, upgrade, writing
 from etl.domain.model import Flow, Origin, RunStatus, Target
 from etl.errors import ConfigError, FlowtrailError, SchemaMismatch, UsageError
-from etl.schema import change_set, metadata, pruned_issues, run_seal, sync_issue, sync_run, trail
+from etl.schema import change_set, pruned_issues, run_seal, sync_issue, sync_run, trail
 from etl.service.maintenance import Maintenance
 from etl.service.replica import LEASE
 from etl.store import Store, copy
 from etl.verify import HeadsFile, against, heads, verify, whole_lines
 from tests.support import postgres as local_postgres
 from tests.support import verify_story
-from tests.support.builders import START, Diary, after, dump, flow, numbered, run_row, written
+from tests.support.builders import START, Diary, after, dump, flow, run_row, written
 from tests.support.enos import LocalGateway
 from tests.support.postgres import tools_of
 from tests.support.program import ANN, ORG, SECRET, Program
@@ -637,10 +636,6 @@ def without_trail(tables: dict[str, list[tuple[object, ...]]]) -> dict[str, list
     return {name: rows for name, rows in tables.items() if name != "trail"}
 
 
-def test_a_copy_leaves_out_no_table_but_the_lease_and_the_conditions() -> None:
-    assert {table.name for table in copy.TABLES} == metadata.tables.keys() - {"lease", "condition", "verification"}
-
-
 def test_a_copy_has_every_row_and_goes_on_with_the_next_number(diary: Diary, other: Engine) -> None:
     verify_story.write(diary)
     with diary.engine.connect() as connection:  # rolled back; PostgreSQL leaves such numbers out
@@ -720,31 +715,6 @@ def test_a_copy_of_a_database_written_to_meanwhile_is_refused_unless_forced(diar
     assert not everything(other)["target"]
     copy.copy(diary.engine, other, may_be_written=True, progress=lambda done, total: diary.begin() and None)
     assert list(verify(other)) == []
-
-
-@pytest.mark.parametrize("dialect", ["postgresql"])
-def test_a_copy_that_is_killed_leaves_an_empty_database_and_can_be_repeated(
-    diary: Diary, database_url: str, tmp_path: Path, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    diary.answer(numbered(1, 400), after(hours=1))
-    Program(tmp_path, gateway.url, database_url)
-    script = f"""
-import os, signal
-from etl.store import copy
-from etl.database import connect, upgrade
-other = connect("sqlite:///killed.db")
-upgrade(other)
-def kill(done, total):
-    if done > total * 0.8:
-        os.kill(os.getpid(), signal.SIGKILL)
-copy.copy(connect({database_url!r}), other, progress=kill)
-"""
-    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path)
-    assert killed.returncode == -signal.SIGKILL
-    monkeypatch.chdir(tmp_path)
-    assert command("db", "copy", "--to", "sqlite:///killed.db").exit_code == 0
-    monkeypatch.setenv("FLOWTRAIL_DATABASE__URL", "sqlite:///killed.db")
-    assert command("verify").exit_code == 0
 
 
 def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(

@@ -163,11 +163,6 @@ def test_a_policy_that_hides_rows_is_an_error_and_no_shorter_list(
 # ------------------------------------------------------------------------------------------------ which schema
 
 
-@pytest.mark.parametrize("dialect", [HOSTILE_ROLE, POOLED])
-def test_our_schema_is_found_anywhere_in_the_search_path(engine: Engine) -> None:
-    assert check(engine) == []
-
-
 @on_postgresql
 def test_a_new_schema_is_created_first_in_the_search_path(
     empty_url: str, postgres: Server, connected: Connect, role: Callable[..., str]

@@ -140,14 +140,6 @@ def test_a_failure_ends_the_span_writes_an_issue_and_leaves_the_state(diary):
     diary.check(every_answer=True)
 
 
-def test_a_target_that_has_only_failed_has_no_state(diary):
-    diary.fail()
-    target = row(diary.engine, "target")
-    assert (target["version"], target["state_digest"], target["consecutive_failures"]) == (0, None, 1)
-    diary.answer(TWENTY, START)
-    diary.check(every_answer=True)
-
-
 NOT_DELIVERED = (
     *("fence", "data_hash", "last_error", "projected_version", "coverage_gap_seconds"),
     *("retired_at", "held_asked_at", "held_at", "counts_since", "away_since"),
@@ -346,15 +338,6 @@ def test_an_older_answer_loses_to_a_newer_one_and_is_an_issue(diary, before, new
     diary.check()
 
 
-def test_a_failure_by_another_makes_no_change_stale(diary):
-    diary.answer(TWENTY, START)
-    fence = diary.fence()
-    diary.fail()
-    assert diary.apply(diary.judge(fence, numbered(1, 21), after(hours=1))) == set()
-    assert diary.fence().version == 2
-    diary.check(every_answer=True)
-
-
 def test_a_failure_by_another_makes_no_unchanged_answer_stale_nor_loses_it(diary):
     """The failure ended the span; what was observed beside it is still an observation, in a span of its own."""
     diary.answer(TWENTY, START)
@@ -366,15 +349,6 @@ def test_a_failure_by_another_makes_no_unchanged_answer_stale_nor_loses_it(diary
     assert (target["consecutive_failures"], target["last_error_code"]) == (0, None)
     assert count(diary.engine, "observation", "interrupted") == 1
     diary.check(every_answer=True)
-
-
-def test_two_failures_at_once_are_two(diary):
-    diary.answer(TWENTY, START)
-    fence = diary.fence()
-    assert diary.apply(verdict.failed(fence, Refused("one", code="1"))) == set()
-    assert diary.apply(verdict.failed(fence, Refused("two", code="2"))) == set()
-    assert row(diary.engine, "target")["consecutive_failures"] == 2
-    diary.check()
 
 
 def test_stale_answers_of_a_batch_do_not_affect_the_others(diary):
@@ -456,24 +430,6 @@ def test_the_longest_names_of_a_target_that_the_settings_allow_can_be_indexed(di
     chance = random.Random(1)
     longest = ("".join(chr(chance.randrange(0x4E00, 0x9FA5)) for _ in range(255)) for _ in range(3))
     assert diary.store.fences([Target(*longest)])[0].target_id
-
-
-def test_new_targets_registered_by_several_at_once_get_one_row_each(database_url):
-    targets = [Target("o1", f"u{number}") for number in range(60)]
-    engines = [connect(database_url) for _ in range(4)]
-    together = threading.Barrier(len(engines), timeout=SAFETY_NET_SECONDS)
-
-    def register(number: int) -> list[int]:
-        mine = random.Random(number).sample(targets, 50)
-        together.wait()
-        return [fence.target_id for fence in Store(engines[number]).fences(mine)]
-
-    with ThreadPoolExecutor(len(engines)) as threads:
-        ids = list(threads.map(register, range(len(engines))))
-    assert all(all(each) for each in ids)
-    assert count(engines[0], "target") == len(set().union(*ids)) <= 60
-    for engine in engines:
-        engine.dispose()
 
 
 def a_quiet(diary: Diary, fence: Fence) -> Outcome:
@@ -906,18 +862,4 @@ def test_a_lease_taken_once_the_clock_was_read_is_not_from_the_future(database_u
         taken = Store(slow).take_lease("serve", "slow")
     assert taken != others[0].result()
     for engine in (slow, quick):
-        engine.dispose()
-
-
-def test_only_one_of_many_gets_the_lease(database_url):
-    engines = [connect(database_url) for _ in range(6)]
-    together = threading.Barrier(len(engines), timeout=SAFETY_NET_SECONDS)
-
-    def want(number: int) -> bool:
-        together.wait()
-        return Store(engines[number]).take_lease("serve", f"replica {number}")
-
-    with ThreadPoolExecutor(len(engines)) as threads:
-        assert sum(threads.map(want, range(len(engines)))) == 1
-    for engine in engines:
         engine.dispose()
