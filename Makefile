@@ -12,8 +12,9 @@ help: ## list the targets
 demo: $(VENV)/.core ## a tour on this machine
 	@$(BIN)/flowtrail demo
 
+# Files in their order, the short ones of tests/unit last: no worker waits long for the others at the end.
 test: check ## every check and test; ARGS goes to pytest
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The crash tests for as long as you like: make crash N=1000 SEED=7
 N ?= 100

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import os
 import re
 import subprocess
@@ -195,6 +197,28 @@ def test_what_an_operator_does_every_day_succeeds(flowtrail: Program, monkeypatc
         assert done.exit_code == 0, (line, done.output)
         if file:
             (flowtrail.folder / file).write_text(done.stdout)
+
+
+FAILURES = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8").splitlines()
+ROWS = [line for line in FAILURES if line.startswith("|") and not re.match(r"\|(---| what can happen )", line)]
+NAMED = re.compile(r"`(tests/\w+/test_\w+\.py)::(test_\w+)`")
+
+
+@functools.cache
+def functions_in(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_every_failure_is_proven_by_tests_that_exist(row: str) -> None:
+    assert len(ROWS) > 80
+    *_, tests = cells = row.strip("|").split(" | ")
+    named = NAMED.findall(tests)
+    assert len(cells) == 3
+    assert named
+    assert [f"{file}::{name}" for file, name in named if name not in functions_in(file)] == []
+    assert NAMED.sub("", tests).strip(" ,") == "", "nothing stands there but tests"
 
 
 def test_every_error_code_is_explained() -> None:

@@ -3,5 +3,5 @@
     make crash N=1000 SEED=1        # everything, exhaustively, with N random kills
     python -m tests.crash --bugs    # every seeded bug is caught by at least one test
 
-``etl/`` has no code for this: ``launcher.py`` installs hooks in the libraries below the program.
+``etl/`` has no code for this: ``points.py`` installs hooks in the libraries below the program.
 """

@@ -24,9 +24,10 @@ from typing import NamedTuple
 import psycopg
 
 from etl.demo.world import World
-from tests.crash.place import Launcher, Place, name_of
+from tests.crash.place import Place, launcher, name_of
 from tests.support import postgres, sessions
 from tests.support.enos import Fault
+from tests.support.forked import Forked
 from tests.support.pooler import running_if_installed
 
 KILLS_A_ROUND = 12
@@ -72,13 +73,13 @@ class Victim:
     """One process of the load, restarted whenever it ends."""
 
     def __init__(
-        self, place: Place, launcher: Launcher, number: int, arguments: Sequence[str], flows_a_group: int | None
+        self, place: Place, launcher: Forked, number: int, arguments: Sequence[str], flows_a_group: int | None
     ) -> None:
         self._flows_a_group = flows_a_group
-        self._place = place
+        self._folder = place.folder
         self._launcher = launcher
         self._arguments = arguments
-        self._output = f"{number}-"
+        self._output = [place.folder / f"{number}-{name}" for name in ("stdout", "stderr")]
         self._pid_file: int | None = None
         self._over = threading.Event()
         self.codes: Counter[int] = Counter()
@@ -87,12 +88,11 @@ class Victim:
 
     def _live(self) -> None:
         while not self._over.is_set():
-            pid = self._launcher.start(
-                self._place.folder, self._arguments, output=self._output, flows_a_group=self._flows_a_group
-            )
+            prepare = "tests.crash.points", {"flows_a_group": self._flows_a_group}
+            pid = self._launcher.start(self._arguments, self._folder, [os.devnull, *self._output], prepare=prepare)
             with contextlib.suppress(ProcessLookupError):
                 self._pid_file = os.pidfd_open(pid)
-            self.codes[self._launcher.ended().code] += 1
+            self.codes[self._launcher.ended()] += 1
             if self._pid_file is not None:
                 os.close(self._pid_file)
                 self._pid_file = None
@@ -114,10 +114,10 @@ class Victim:
 
     @property
     def said(self) -> str:
-        return "".join(file.read_text() for file in self._place.folder.glob(f"{self._output}std*"))
+        return "".join(file.read_text() for file in self._output if file.exists())
 
 
-def one_round(place: Place, server: postgres.Server | None, seed: int, launchers: Sequence[Launcher]) -> Round:
+def one_round(place: Place, server: postgres.Server | None, seed: int, launchers: Sequence[Forked]) -> Round:
     """Kill, let everything end, and check. ``seed`` decides what is killed when, as far as timing allows.
 
     With odd seeds each answer is written in its own transaction, two at a time, instead of in large groups. On
@@ -244,7 +244,7 @@ def restart(server: postgres.Server, mode: str) -> None:
 
 
 @contextmanager
-def launchers() -> Iterator[list[Launcher]]:
+def launchers() -> Iterator[list[Forked]]:
     """One for each process of the load."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(Launcher()) for _ in range(SYNCS + 1)]
+        yield [stack.enter_context(launcher()) for _ in range(SYNCS + 1)]

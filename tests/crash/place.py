@@ -6,13 +6,11 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
@@ -21,13 +19,14 @@ from etl import signing
 from etl.database import connect
 from etl.demo.world import World
 from etl.verify import Answers, Sealing, verify
+from tests.crash import points
 from tests.support import checker, postgres
 from tests.support.enos import LocalGateway
+from tests.support.forked import Forked
 from tests.support.program import KEY, SECRET
 
-HERE = Path(__file__).parent
+TREE = Path(__file__).parents[2]
 SHARED_MEMORY = Path("/dev/shm")
-PATIENCE_SECONDS = 60
 _QUIET = 'every = "1h"'
 
 
@@ -39,65 +38,11 @@ class Ended(NamedTuple):
     label: str
 
 
-class Launcher:
+def launcher() -> Forked:
     """A process that forks the program on request; one run at a time."""
-
-    def __init__(self) -> None:
-        tree = HERE.parents[1]
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("FLOWTRAIL_")},
-            "PYTHONPATH": f"{tree}{os.pathsep}{HERE}",
-            "PYTHONWARNINGS": "error",
-            "COLUMNS": "200",
-            "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET,
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, HERE / "launcher.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            cwd=tree,
-            text=True,
-            bufsize=1,
-        )
-
-    def start(
-        self,
-        folder: Path,
-        arguments: Sequence[str],
-        strike: dict[str, Any] | None = None,
-        output: str = "",
-        flows_a_group: int | None = None,
-    ) -> int:
-        """Start a run and return its process id; ``ended`` waits for it."""
-        order = {"folder": str(folder), "arguments": list(arguments), "output": output, "strike": strike}
-        order["flows_a_group"] = flows_a_group
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        return int(self._answer())
-
-    def ended(self) -> Ended:
-        return Ended(**json.loads(self._answer()))
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the launcher has died")
-        return line
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(PATIENCE_SECONDS)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    own = {name: value for name, value in os.environ.items() if not name.startswith("FLOWTRAIL_")}
+    secret = {"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET}
+    return Forked({**own, **secret, "PYTHONPATH": str(TREE), "PYTHONWARNINGS": "error", "COLUMNS": "200"})
 
 
 class Databases:
@@ -160,7 +105,8 @@ class Place:
     def __init__(self, folder: Path, server: postgres.Server | None = None) -> None:
         self.folder = folder
         self.databases = Databases(folder, server)
-        self.launcher = Launcher()
+        self.launcher = launcher()
+        self._board = folder / "board"
         self.url = ""
         self.known: list[checker.Delivered] = []
         """What was delivered before the trial, to the database that the template was copied from."""
@@ -206,10 +152,20 @@ class Place:
 
     def run(self, *arguments: str, strike: dict[str, Any] | None = None) -> Ended:
         """Run the real program to its end."""
-        for name in ("stdout", "stderr"):
-            (self.folder / name).unlink(missing_ok=True)
-        self.launcher.start(self.folder, arguments, strike)
-        return self.launcher.ended()
+        self.start(*arguments, strike=strike)
+        return self.ended()
+
+    def start(self, *arguments: str, strike: dict[str, Any] | None = None) -> int:
+        """Start the program and return its process id; ``ended`` waits for it."""
+        streams = [self.folder / name for name in ("stdout", "stderr")]
+        for stream in streams:
+            stream.write_text("")
+        self._board.write_bytes(bytes(points.BOARD_BYTES))
+        prepare = "tests.crash.points", {"board": str(self._board), "strike": strike}
+        return self.launcher.start(arguments, self.folder, [os.devnull, *streams], prepare=prepare)
+
+    def ended(self) -> Ended:
+        return Ended(self.launcher.ended(), *points.read(self._board.read_bytes()))
 
     @property
     def said(self) -> str:

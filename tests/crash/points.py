@@ -29,6 +29,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
+from etl.sync import fetching
+
 BOARD_BYTES = 256
 _COUNT = struct.Struct("<q")
 _LABEL_LENGTH = 60
@@ -69,7 +71,7 @@ class Counter:
             return struck
 
 
-def read(board: mmap.mmap) -> tuple[int, str]:
+def read(board: bytes) -> tuple[int, str]:
     """How many points were passed, and the label of the one that was struck, or else of the last."""
     return _COUNT.unpack_from(board)[0], board[_COUNT.size :].partition(b"\0")[0].decode(errors="replace")
 
@@ -96,9 +98,17 @@ _POSTGRESQL = {
 }
 
 
-def install(strike: dict[str, Any] | None, board: mmap.mmap) -> None:
-    """Install the points in this process, permanently."""
-    counter = Counter(board, strike)
+def prepare(board: str | None = None, strike: dict[str, Any] | None = None, flows_a_group: int | None = None) -> None:
+    """Install the points in this process, permanently, if there is a file that shall know which it passed.
+
+    ``flows_a_group``: how many workflows are written per transaction, if not as many as usual.
+    """
+    os.setpgid(0, 0)
+    fetching.FLOWS_A_GROUP = flows_a_group or fetching.FLOWS_A_GROUP
+    if board is None:
+        return
+    with open(board, "r+b") as file:
+        counter = Counter(mmap.mmap(file.fileno(), BOARD_BYTES), strike)
     _watch_statements(counter)
     for dialect in (PGDialect_psycopg, SQLiteDialect_pysqlite):
         _wrap(dialect, "do_commit", "COMMIT", counter)

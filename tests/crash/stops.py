@@ -70,12 +70,10 @@ def _findings(place: Place, *, settled: bool) -> list[str]:
 
 def _serve(place: Place, at: int = 0) -> Disturbed:
     """Run a service that is asked to stop at a point, or else when its run has ended."""
-    for name in ("stdout", "stderr"):
-        (place.folder / name).write_text("")
-    pid = place.launcher.start(place.folder, _SERVE, {"how": "stop", "at": at})
+    pid = place.start(*_SERVE, strike={"how": "stop", "at": at})
     reached = True
     with ThreadPoolExecutor(1) as waiting:
-        ending = waiting.submit(place.launcher.ended)
+        ending = waiting.submit(place.ended)
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while not ending.done():
             late = time.monotonic() > give_up
