@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, text
@@ -19,7 +18,7 @@ from etl.verify import Answers, verify
 from tests.support.builders import numbered
 from tests.support.enos import LocalGateway
 from tests.support.house import House
-from tests.support.trails import Intruder
+from tests.support.intruder import Intruder, tamper
 
 ANN, BEN = Target("o1", "ann"), Target("o1", "ben")
 
@@ -85,13 +84,6 @@ def test_without_the_setting_nothing_is_kept(house: House) -> None:
     assert (found, went.versions, went.proven) == ([], 3, 2)
 
 
-@contextmanager
-def intruding(house: House) -> Iterator[Callable[..., object]]:
-    intruder = Intruder(house.engine)
-    yield intruder.run
-    intruder.engine.dispose()
-
-
 LESS = zlib.compress(b"[]")
 TAMPERINGS: dict[str, tuple[str, dict[str, object], str]] = {
     "other bytes": (
@@ -109,16 +101,15 @@ TAMPERINGS: dict[str, tuple[str, dict[str, object], str]] = {
 @pytest.mark.parametrize("what", TAMPERINGS)
 def test_an_altered_answer_is_found_and_its_version_named(house: House, what: str) -> None:
     statement, values, sentence = TAMPERINGS[what]
-    with intruding(house) as run:
-        run(statement, **values)
+    with Intruder(house.engine) as intruder:
+        intruder.run(statement, **values)
     found, _ = checked(house)
     assert any(sentence in line and "o1/ann, version 1" in line for line in found), found
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_an_answer_without_a_hash_is_found(house: House) -> None:
-    with intruding(house) as run:
-        run("INSERT INTO answer SELECT '', body, encoding, length, first_run_id FROM answer LIMIT 1")
+    tamper(house.engine, "INSERT INTO answer SELECT '', body, encoding, length, first_run_id FROM answer LIMIT 1")
     found, _ = checked(house)
     assert [line for line in found if "of ''" in line], found
 

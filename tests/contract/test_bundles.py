@@ -25,8 +25,9 @@ from etl.store import NewRun
 from etl.verify import seal_lines, verify
 from tests.support.authority import Authority, served
 from tests.support.builders import flow, numbered
+from tests.support.intruder import tamper
 from tests.support.questions import now
-from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, change, findings, live
+from tests.support.trails import ANN, BEN, CAT, DAN, House, change, findings, live
 
 EVE = Target("o2", "eve")
 Said = Callable[..., tuple[int, str]]
@@ -272,10 +273,7 @@ PLACES = {
 def test_what_is_altered_in_the_database_is_found_by_verify_and_by_the_checker(
     lived: Path, engine: Engine, said: Said, what: str
 ) -> None:
-    intruder = Intruder(engine)
-    for statement in TAMPERINGS[what].split(";"):
-        intruder.run(statement)
-    intruder.engine.dispose()
+    tamper(engine, TAMPERINGS[what])
     assert any(finding.what.startswith(PLACES.get(what, "")) for finding in verify(engine)), findings(engine)
     file = io.BytesIO()
     write_bundle(engine, file, Extent(), now())
@@ -286,9 +284,7 @@ def test_what_is_altered_in_the_database_is_found_by_verify_and_by_the_checker(
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("statement", ["hold_event SET flow_ids = '['", "sync_run SET scope = 'x' WHERE id = 2"])
 def test_json_that_no_run_wrote_is_an_error_in_one_sentence(lived: Path, engine: Engine, statement: str) -> None:
-    intruder = Intruder(engine)
-    intruder.run(f"UPDATE {statement}")
-    intruder.engine.dispose()
+    tamper(engine, f"UPDATE {statement}")
     with pytest.raises(DatabaseError, match="no bundle was written"):
         write_bundle(engine, io.BytesIO(), Extent(), now())
     with pytest.raises(DatabaseError, match="run `flowtrail verify`"):

@@ -22,8 +22,9 @@ from etl.store import NewRun
 from etl.verify import Answers, verify
 from tests.support.authority import Authority, served
 from tests.support.builders import flow, numbered
+from tests.support.intruder import Intruder
 from tests.support.questions import now
-from tests.support.trails import ANN, BEN, DAN, House, Intruder, live, other
+from tests.support.trails import ANN, BEN, DAN, House, live, other
 
 PAGE = Path(__file__).parents[2] / "docs" / "verify.md"
 PROVEN = ("chain", "seal", "replay", "the key", "the authority")
@@ -123,9 +124,8 @@ TRIED = [each for each in lines() if each.word.startswith((*PROVEN, *UNPROVEN)) 
 
 @pytest.mark.parametrize("line", TRIED, ids=str)
 def test_the_table_describes_each_column_correctly(lived: Lived, line: Line) -> None:
-    intruder = Intruder(lived.engine)
-    found = {column: is_found(lived, intruder, line.table, column) for column in line.columns}
-    intruder.engine.dispose()
+    with Intruder(lived.engine) as intruder:
+        found = {column: is_found(lived, intruder, line.table, column) for column in line.columns}
     assert any(was is not None for was in found.values()), "the trail has no value to alter"
     assert [column for column, was in found.items() if was is (not line.is_proven)] == []
     assert lived.found() == []
@@ -139,18 +139,11 @@ def is_found(lived: Lived, intruder: Intruder, table: str, column: str) -> bool 
     if not rows:
         return None
     row = rows[len(rows) // 2]
-    altered = {**row, column: nearly(table, column, row[column])}
-    swap(intruder, table, keys, row, altered)
+    altered = {column: nearly(table, column, row[column])}
+    there = intruder.set(table, row, **altered)
     found = bool(lived.found(stamps=table == "seal_timestamp"))
-    swap(intruder, table, keys, altered, row)
+    intruder.set(table, there, **{column: row[column]})
     return found
-
-
-def swap(intruder: Intruder, table: str, keys: list[str], there: dict[str, Any], instead: dict[str, Any]) -> None:
-    (column,) = [name for name in there if there[name] != instead[name]]
-    where = " AND ".join(f"{key} = :key_{key}" for key in keys)
-    given = {f"key_{key}": there[key] for key in keys}
-    intruder.run(f"UPDATE {table} SET {column} = :value WHERE {where}", value=instead[column], **given)
 
 
 def nearly(table: str, column: str, value: Any) -> Any:

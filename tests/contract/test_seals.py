@@ -28,8 +28,9 @@ from etl.verify import (
     verify,
 )
 from tests.support.builders import flow, numbered
+from tests.support.intruder import Intruder, tamper
 from tests.support.questions import now
-from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, Lists, change, die, findings, live
+from tests.support.trails import ANN, BEN, CAT, DAN, House, Lists, change, die, findings, live
 from tests.support.years import Clock
 
 
@@ -213,9 +214,8 @@ def retires_while_a_run_begins(house: House, target: Target) -> None:
 @pytest.fixture
 def intruder(house: House) -> Iterator[Intruder]:
     live(house)
-    intruder = Intruder(house.engine)
-    yield intruder
-    intruder.engine.dispose()
+    with Intruder(house.engine) as intruder:
+        yield intruder
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -309,10 +309,10 @@ TAMPERINGS = {
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("what", TAMPERINGS)
-def test_a_tampering_is_found_and_its_place_is_named(house: House, intruder: Intruder, what: str) -> None:
+def test_a_tampering_is_found_and_its_place_is_named(house: House, what: str) -> None:
+    live(house)
     statements, said = TAMPERINGS[what]
-    for statement in statements.split(";"):
-        intruder.run(statement)
+    tamper(house.engine, statements)
     assert [each for each in findings(house.engine) if said in each], findings(house.engine)
 
 

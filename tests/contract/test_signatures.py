@@ -12,8 +12,9 @@ from etl.errors import SigningError
 from etl.signing.keys import PublicKey, SigningKey
 from etl.store import NewRun, Store
 from etl.verify import Sealing, verify
+from tests.support.intruder import tamper
 from tests.support.questions import now
-from tests.support.trails import ANN, House, Intruder, findings, live
+from tests.support.trails import ANN, House, findings, live
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_signature_over_another_seal_is_found(house: House, key: SigningKey) -
     house.serve({"plants": [ANN]})
     house.serve({"plants": [ANN]})
     first = "SELECT signature FROM run_seal WHERE id = 1"
-    with_triggers_off(house.engine, f"UPDATE run_seal SET signature = ({first}) WHERE id = 2")
+    tamper(house.engine, f"UPDATE run_seal SET signature = ({first}) WHERE id = 2")
     [line] = found(house.engine, key.public)
     assert line.startswith("run 2 (seal 2): run_seal 2.signature should be made with the key")
 
@@ -102,15 +103,3 @@ def test_a_dead_run_is_signed_by_the_process_that_finds_it(house: House, key: Si
     house.store.close_run(run_id, now())
     house.store.seal_run(run_id, "aborted", {}, now())
     assert found(house.engine, key.public) == []
-
-
-def with_triggers_off(engine: Engine, statement: str) -> None:
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("ALTER TABLE run_seal DISABLE TRIGGER ALL")
-            connection.exec_driver_sql(statement)
-            connection.exec_driver_sql("ALTER TABLE run_seal ENABLE ALWAYS TRIGGER run_seal_no_change")
-            return
-    intruder = Intruder(engine)
-    intruder.run(statement)
-    intruder.engine.dispose()

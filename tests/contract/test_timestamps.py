@@ -15,8 +15,9 @@ from etl.signing.timestamps import TimeStamp
 from etl.store import Store
 from etl.verify import Sealing, verify
 from tests.support.authority import Authority, served
+from tests.support.intruder import tamper
 from tests.support.questions import now
-from tests.support.trails import ANN, House, Intruder, change
+from tests.support.trails import ANN, House, change
 
 DAY = dt.timedelta(days=1)
 
@@ -94,9 +95,7 @@ def test_an_altered_time_stamp_is_found(
     house: House, authority: Authority, statement: str, what: str, with_authority: bool
 ) -> None:
     stamped(house, authority)
-    intruder = Intruder(house.engine)
-    intruder.run(statement)
-    intruder.engine.dispose()
+    tamper(house.engine, statement)
     lines = found(house, authority if with_authority else None)
     assert any(what in line for line in lines), lines
 

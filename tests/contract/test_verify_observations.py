@@ -12,8 +12,9 @@ from etl.errors import Refused
 from etl.store import NewRun
 from etl.verify.observations import Between, Count, RunGroup, RunTime, listed_by, observations
 from tests.support.builders import flow, numbered
+from tests.support.intruder import tamper
 from tests.support.questions import now
-from tests.support.trails import ANN, BEN, CAT, House, Intruder, die, live
+from tests.support.trails import ANN, BEN, CAT, House, die, live
 
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 AGO, NEVER = dt.datetime.min.replace(tzinfo=dt.UTC), dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -48,9 +49,7 @@ def test_nothing_is_compared_while_a_run_cannot_be_read(house: House, monkeypatc
     monkeypatch.setattr(sys.modules["etl.verify.observations"], "_AT_ONCE", 1)
     for _ in range(3):
         house.serve({"plants": [ANN, BEN, CAT]})
-    intruder = Intruder(house.engine)
-    intruder.run("UPDATE sync_run SET scope = '{}' WHERE id = 2")
-    intruder.engine.dispose()
+    tamper(house.engine, "UPDATE sync_run SET scope = '{}' WHERE id = 2")
     assert found(house) == []
 
 
@@ -85,9 +84,7 @@ def test_an_altered_span_is_found(house: House, what: str) -> None:
     house.serve({"plants": [ANN]})
     house.serve({"plants": [ANN]})
     statement, sentence = TAMPERINGS[what]
-    intruder = Intruder(house.engine)
-    intruder.run(statement)
-    intruder.engine.dispose()
+    tamper(house.engine, statement)
     lines = found(house)
     assert [sentence in line for line in lines] == [True]
 

@@ -175,11 +175,7 @@ class Place:
     @property
     def deliveries(self) -> list[checker.Delivered]:
         """Every complete, valid answer that was delivered for this database."""
-        return self.known + [
-            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
-            for entry in self.gateway.deliveries.entries(after=self._forgotten)
-            if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
-        ]
+        return self.known + checker.delivered(self.gateway.deliveries.entries(after=self._forgotten))
 
     def findings(self, *, settled: bool, url: str = "") -> list[str]:
         """What the independent checker finds in the database; nothing for an SQLite file that does not exist."""

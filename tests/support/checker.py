@@ -1,7 +1,5 @@
 """Checks a Flowtrail database against what the gateway delivered: nothing invented, nothing lost, nothing twice.
 
-    python -m tests.support.checker URL DELIVERIES      # of the gateway, as JSON lines
-
 Given what the gateway really delivered (complete, valid answers, in order), it lists in sentences where the database
 breaks a rule. It reads the tables itself and has them checked by ``etl/audit/check.py``, which shares no code with the
 rest of ``etl/``; what it adds is what no auditor can know.
@@ -14,7 +12,6 @@ import datetime as dt
 import hashlib
 import json
 import sqlite3
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -103,12 +100,12 @@ def check(
     return findings
 
 
-def load(path: Path) -> list[Delivered]:
-    """What the local gateway says at ``/_demo/deliveries``."""
+def delivered(entries: Iterable[Any]) -> list[Delivered]:
+    """Every complete, valid answer in what the local gateway logged of its deliveries."""
     return [
-        Delivered(e["org"], e["user"], e["expression"], e["flows"], _instant(e["answered_at"]), e["kept_open"])
-        for e in json.loads(path.read_text("utf-8"))
-        if e["sent"] and e["flows"] is not None and e["fault"] not in NO_ANSWERS
+        Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
+        for entry in entries
+        if entry.sent and entry.flows is not None and entry.fault not in NO_ANSWERS
     ]
 
 
@@ -613,17 +610,3 @@ def _by_id(flows: Iterable[Any]) -> State:
 
 def _fields(flow: Any) -> Flow:
     return flow.flow_id, flow.flow_name, flow.cycle, flow.editable
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print every finding; return 1 if there is one."""
-    if len(arguments) != 2:
-        print("usage: python -m tests.support.checker URL DELIVERIES", file=sys.stderr)
-        return 2
-    findings = check(arguments[0], load(Path(arguments[1])))
-    print("\n".join(findings) or "nothing invented, nothing lost, nothing twice")
-    return int(bool(findings))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -100,11 +100,7 @@ class House:
         return report
 
     def deliveries(self) -> list[checker.Delivered]:
-        return [
-            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
-            for entry in self.upstream.deliveries.entries()
-            if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
-        ]
+        return checker.delivered(self.upstream.deliveries.entries())
 
     def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
         findings = checker.check(

@@ -6,9 +6,11 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import functools
+import hashlib
 import io
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -503,6 +505,16 @@ def put_in(name: str, old: bytes, new: bytes) -> Redraft:
     return lambda draft: setattr(draft, "refile", refile)
 
 
+def filed(files: dict[str, bytes]) -> Redraft:
+    """Other or more files, which the manifest names."""
+    return lambda draft: setattr(draft, "refile", lambda mine: mine.update(files))
+
+
+def remade(do: Callable[[Row], object]) -> Redraft:
+    """Another list of files in the manifest."""
+    return lambda draft: setattr(draft, "remake", lambda manifest: do(manifest["files"]))
+
+
 def repack(do: Callable[[bytes], bytes]) -> Redraft:
     """What is done to the archive when it is written."""
     return lambda draft: setattr(draft, "repack", do)
@@ -515,6 +527,18 @@ def stamped(draft: Draft) -> None:
 def another_answer(draft: Draft) -> None:
     one, other = list(draft.answers)[:2]
     draft.answers[one] = draft.answers[other]
+
+
+def out_of_order(draft: Draft) -> None:
+    def refile(files: dict[str, bytes]) -> None:
+        first, second, *rest = files["changes.jsonl"].splitlines(keepends=True)
+        files["changes.jsonl"] = b"".join([second, first, *rest])
+
+    draft.refile = refile
+
+
+def created(time: str) -> Redraft:
+    return lambda draft: draft.rows["trails"][0].update(created_at=time)
 
 
 def both(*steps: Redraft) -> Redraft:
@@ -538,6 +562,18 @@ def repacked(
             content = old.read(info)
             new.writestr(other, change(content) if mine else content, how if mine else zipfile.ZIP_DEFLATED)
     return file.getvalue()
+
+
+def appended(name: str, how: int = zipfile.ZIP_DEFLATED) -> Redraft:
+    """One file more in the archive, of which the manifest says nothing."""
+
+    def do(archive: bytes) -> bytes:
+        file = io.BytesIO(archive)
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "a") as more:
+            more.writestr(name, b"x", how)
+        return file.getvalue()
+
+    return repack(do)
 
 
 def moved(archive: bytes) -> bytes:
@@ -568,6 +604,7 @@ def escaped(text: bytes) -> bytes:
     return text.replace(b"made_at", rb"\u006dade_at")
 
 
+NAMELESS = hashlib.sha256(b"[ ]").hexdigest()
 SEALED = [None, *(row["sealed_at"] for row in story().rows["seals"])]
 SHUT = "lies in the time of the bundle, and is not opened"
 OPENED = "is opened, and does not lie in the time"
@@ -610,19 +647,38 @@ OF_ALL: dict[str, tuple[str, Redraft]] = {
     "a_run_that_is_said_to_be_under_way": (KEYS, fields(unsealed=["2026-03-01T00:00:00Z"])),
     "a_word_about_a_file_in_the_manifest": (
         rf"{KEYS}, and of each file its bytes and sha256",
-        lambda draft: setattr(draft, "remake", lambda made: made["files"]["runs.jsonl"].update(note="complete")),
+        remade(lambda files: files["runs.jsonl"].update(note="complete")),
     ),
     "a_manifest_in_escapes": (
         r"manifest\.json: cannot be read: is not written as bundles are",
         repack(lambda archive: repacked(archive, "manifest.json", escaped)),
     ),
     "a_page_of_explanation": (
-        r"README\.txt: is no file of a bundle",
-        lambda draft: setattr(draft, "refile", lambda files: files.update({"README.txt": b"ALL TIME, CERTIFIED"})),
+        r"README\.txt: is no file of a bundle", filed({"README.txt": b"ALL TIME, CERTIFIED"}),
     ),
     "another_answer_under_the_hash_of_one": (
         r"answers/[0-9a-f]{64}: should be bytes with this hash", another_answer,
     ),
+    "an_answer_that_nothing_names": (
+        rf"answers/{NAMELESS}: no version and no hold of the bundle names it", filed({f"answers/{NAMELESS}": b"[ ]"}),
+    ),
+    "a_file_that_the_archive_lacks": (
+        r"more: is not both in the manifest and in the archive",
+        remade(lambda files: files.update(more=files["runs.jsonl"])),
+    ),
+    "a_file_that_the_manifest_lacks": (
+        r"holds\.jsonl: is not both in the manifest and in the archive", remade(lambda files: files.pop("holds.jsonl")),
+    ),
+    "a_file_that_the_manifest_describes_otherwise": (
+        r"holds\.jsonl: is another file than the manifest says",
+        remade(lambda files: files["holds.jsonl"].update(bytes=1)),
+    ),
+    "a_file_that_is_there_twice": (r"holds\.jsonl: is in the archive twice", appended("holds.jsonl")),
+    "a_file_in_bzip2": (
+        r"more: is compressed in a way that bundles do not use", appended("more", zipfile.ZIP_BZIP2),
+    ),
+    "a_file_in_lzma": (r"more: is compressed in a way that bundles do not use", appended("more", zipfile.ZIP_LZMA)),
+    "rows_out_of_order": (r"changes\.jsonl, line 2: is not in the order of the targets", out_of_order),
     "a_time_stamp_of_something_else": (r"time stamp of seal 5: is not one of this seal", stamped),
     "a_text_in_escapes": (
         r"changes\.jsonl, line \d+: is not written as bundles are",
@@ -670,5 +726,28 @@ OF_ALL: dict[str, tuple[str, Redraft]] = {
     ),
     "bytes_behind_what_is_compressed": (r"check\.py: is not all that is in its place in the archive", repack(hidden)),
 }  # fmt: skip
+FOREIGN = ("zipfile.py", "notes.txt", "seals.jsonl.bak", "folder/check.py", "answers")
+"""Python would import such a `zipfile.py` where the archive was unpacked."""
+OF_ALL |= {f"a_file_called_{name}": (f"{re.escape(name)}: is no file", filed({name: b"x"})) for name in FOREIGN}
+LINES = {
+    b"hello\n": "line 1: Expecting value",
+    b"5\n": "line 1: should have the keys",
+    b"\xff\n": "line 1: 'utf-8'",
+    b'{"run_id": 1, "hashes": ["x"], "more": 1}\n': "line 1: should have the keys",
+    b'{"hashes": [], "run_id": 1}\n': "line 1: should have the keys run_id, hashes, in this order",
+    b'{"run_id": true, "hashes": []}\n': "line 1: run_id is no int: True",
+    b'{"run_id": 1.0, "hashes": []}\n': "line 1: holds the number 1.0",
+    b'{"run_id": 1, "hashes": NaN}\n': "line 1: holds the number NaN",
+    b'{"run_id": 1, "run_id": 1}\n': "line 1: holds a key twice",
+    b'{"run_id": 1, "hashes": ["\\ud800"]}\n': "line 1: hashes is no texts",
+    b'{"run_id": null, "hashes": []}\n': "line 1: run_id is no int: null",
+    b"[" * 100_000 + b"\n": "line 1: ",
+}
+OF_ALL |= {
+    f"a_line_that_is_{line[:24]!r}": (re.escape(f"hashes.jsonl, {said}"), filed({"hashes.jsonl": line}))
+    for line, said in LINES.items()
+}
+TIMES = ("2026-02-30T00:00:00Z", "2026-03-01 00:00:00Z", "2026-03-01T00:00:00", "2026-03-01T24:00:00Z", "now", "٢")
+OF_ALL |= {f"a_time_that_is_{time}": (r"trails\.jsonl, line 1: ", created(time)) for time in TIMES}
 for table, draft in ((OF_A_PART, part), (OF_ONE_ORGANISATION, one_organisation), (OF_ALL, whole)):
     TAMPERINGS |= {name: redrafted(place, do, draft) for name, (place, do) in table.items()}

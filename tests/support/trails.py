@@ -1,4 +1,4 @@
-"""Trails with everything that a seal covers, and an intruder who bypasses every trigger."""
+"""Trails with everything that a seal covers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 
 from etl import sync
 from etl.domain.guard import Limits
@@ -91,24 +91,6 @@ def change(engine: Engine, statement: str, **values: Any) -> None:
 
 def findings(engine: Engine) -> list[str]:
     return [str(finding) for finding in verify(engine)]
-
-
-class Intruder:
-    """Writes without triggers, checks or foreign keys (SQLite)."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = create_engine(engine.url)
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql("PRAGMA writable_schema = ON")
-            for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
-                connection.exec_driver_sql(f"DROP TRIGGER {name}")
-
-    def run(self, statement: str, **values: Any) -> list[dict[str, Any]]:
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
-            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
-            result = connection.execute(text(statement), values)
-            return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
 
 def other(value: Any) -> Any:
