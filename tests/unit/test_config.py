@@ -302,63 +302,37 @@ GOOD_URLS = [
     "https://a_b.internal",
 ]
 BAD_URLS = {
-    "apim.example.com": "must be an address",
-    "": "must be an address",
-    "https://": "must be an address",
-    "https:///path": "must be an address",
-    "https:apim.example.com": "must be an address",
-    "ftp://apim.example.com": "must be an address",
-    "file:///etc/passwd": "must be an address",
-    "javascript:alert(1)": "must be an address",
-    " https://apim.example.com": "must be an address",
-    "https://apim.example.com/a b": "must be an address",
-    "https://apim.example.com\\@evil": "must be an address",
-    "https://apim.example.com\\n": "must be an address",
-    "https://user@apim.example.com": "user name or password",
-    "https://user:kanarien-vogel@apim.example.com": "user name or password",
-    "https://:kanarien-vogel@apim.example.com": "user name or password",
-    "https://apim.example.com@evil.example": "user name or password",
-    "https://@apim.example.com": "user name or password",
-    "https://apim.example.com/?a=b": "no query",
-    "https://apim.example.com?": "no query",
-    "https://apim.example.com/#x": "no query",
-    "https://apim.example.com#": "no query",
-    "https://apim.example.com:99999": "invalid host or port",
-    "https://apim.example.com:0": "invalid host or port",
-    "https://apim.example.com:": "invalid host or port",
-    "https://apim.example.com:https": "invalid host or port",
-    "https://[::1": "invalid host or port",
-    "https://[::g]": "invalid host or port",
-    "https://a..b": "invalid host or port",
-    "https://.": "invalid host or port",
-    "https://" + "a" * 64 + ".example": "invalid host or port",
-    "https://169%2e254.169.254": "invalid host or port",
-    "https://apim,example.com": "invalid host or port",
-    "https://2852039166": "invalid host or port",
-    "https://0xa9fea9fe": "invalid host or port",
-    "https://0251.0376.0251.0376": "invalid host or port",
-    "https://169.254.43518": "invalid host or port",
-    "https://169.254.169.254": "metadata",
-    "https://169.254.169.254.": "metadata",
-    "https://169.254.169.254:443/latest": "metadata",
-    "https://169.254.170.2": "metadata",
-    "https://１６９.254.169.254": "metadata",
-    "https://169。254。169。254": "metadata",
-    "https://[::ffff:169.254.169.254]": "metadata",
-    "https://[::ffff:a9fe:a9fe]": "metadata",
-    "https://[fd00:ec2::254]": "metadata",
-    "https://[fe80::1]": "metadata",
-    "https://100.100.100.200": "metadata",
-    "https://metadata.google.internal": "metadata",
-    "https://METADATA.google.internal.": "metadata",
-    "http://169.254.169.254": "metadata",
-    "http://apim.example.com": "must start with https",
-    "HTTP://apim.example.com": "must start with https",
-    "http://10.0.0.1": "must start with https",
-    "http://0.0.0.0": "must start with https",
-    "http://localhost.example.com": "must start with https",
-    "http://127.0.0.1.example.com": "must start with https",
-    "http://[::2]": "must start with https",
+    "must be an address": (
+        *("apim.example.com", "", "https://", "https:///path", "https:apim.example.com", "ftp://apim.example.com"),
+        *("file:///etc/passwd", "javascript:alert(1)", " https://apim.example.com", "https://apim.example.com/a b"),
+        *("https://apim.example.com\\@evil", "https://apim.example.com\\n"),
+    ),
+    "user name or password": (
+        *("https://user@apim.example.com", "https://user:kanarien-vogel@apim.example.com"),
+        *("https://:kanarien-vogel@apim.example.com", "https://apim.example.com@evil.example"),
+        *("https://@apim.example.com",),
+    ),
+    "no query": (
+        *("https://apim.example.com/?a=b", "https://apim.example.com?", "https://apim.example.com/#x"),
+        *("https://apim.example.com#",),
+    ),
+    "invalid host or port": (
+        *("https://apim.example.com:99999", "https://apim.example.com:0", "https://apim.example.com:"),
+        *("https://apim.example.com:https", "https://[::1", "https://[::g]", "https://a..b", "https://."),
+        *("https://" + "a" * 64 + ".example", "https://169%2e254.169.254", "https://apim,example.com"),
+        *("https://2852039166", "https://0xa9fea9fe", "https://0251.0376.0251.0376", "https://169.254.43518"),
+    ),
+    "metadata": (
+        *("https://169.254.169.254", "https://169.254.169.254.", "https://169.254.169.254:443/latest"),
+        *("https://169.254.170.2", "https://１６９.254.169.254", "https://169。254。169。254"),
+        *("https://[::ffff:169.254.169.254]", "https://[::ffff:a9fe:a9fe]", "https://[fd00:ec2::254]"),
+        *("https://[fe80::1]", "https://100.100.100.200", "https://metadata.google.internal"),
+        *("https://METADATA.google.internal.", "http://169.254.169.254"),
+    ),
+    "must start with https": (
+        *("http://apim.example.com", "HTTP://apim.example.com", "http://10.0.0.1", "http://0.0.0.0"),
+        *("http://localhost.example.com", "http://127.0.0.1.example.com", "http://[::2]"),
+    ),
 }
 
 
@@ -367,8 +341,8 @@ def test_addresses_of_gateways_are_accepted(tmp_path: Path, url: str) -> None:
     assert settings(tmp_path, GATEWAY.replace("https://apim.example.com", url)).gateway.url == url
 
 
-@pytest.mark.parametrize(("url", "message"), BAD_URLS.items())
-def test_addresses_that_leak_or_mislead_are_refused(tmp_path: Path, url: str, message: str) -> None:
+@pytest.mark.parametrize(("message", "url"), [(message, url) for message, urls in BAD_URLS.items() for url in urls])
+def test_addresses_that_leak_or_mislead_are_refused(tmp_path: Path, message: str, url: str) -> None:
     place, found = problem(tmp_path, GATEWAY.replace("https://apim.example.com", url.replace("\\", "\\\\")))
     assert place == "flowtrail.toml: gateway.url"
     assert message in found

@@ -6,12 +6,13 @@ import datetime as dt
 import hashlib
 import json
 import random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etl.config import ApiVersion
 from etl.domain.model import Flow
 from etl.errors import GatewayError, Malformed, Refused, TransientGatewayError
 from etl.gateway import reread_strictly
@@ -290,3 +291,66 @@ def test_a_damaged_answer_is_refused_or_read_alike_by_both(data: st.DataObject) 
 def test_an_answer_cut_anywhere_is_malformed(cut: int) -> None:
     with pytest.raises(Malformed):
         read(listing(item(flowName="név", cycle="D"))[:cut])
+
+
+# Version 2.0, as in EnOS before 2.1.2, and EnOS Edge
+
+CAMEL = {"flowId": "3318", "editable": True, "flowName": "reduce_entity", "cycle": "D"}
+EDGE = {"flow_id": "3318", "editable": True, "flow_name": "reduce_entity", "cycle": "D"}
+FLOW = Flow("3318", "reduce_entity", "D", True)
+
+
+def older(*items: object, **envelope: object) -> bytes:
+    return json.dumps({"status": 0, "msg": "Success"} | envelope | {"data": list(items)}).encode()
+
+
+def read_older(body: bytes) -> tuple[Flow, ...]:
+    return read(body, APIS["v2.0"])
+
+
+def test_every_version_that_can_be_set_can_be_asked() -> None:
+    assert set(APIS) == set(get_args(ApiVersion))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [older(CAMEL), older(EDGE), older(EDGE | {"tags": [1]}), older(CAMEL, code=0), older(CAMEL, requestId="r")],
+    ids=["as EnOS", "as EnOS Edge", "an unknown key", "a code beside it", "a request id"],
+)
+def test_both_spellings_of_an_answer_are_read(body: bytes) -> None:
+    assert read_older(body) == (FLOW,)
+
+
+def test_an_edge_item_may_lack_what_another_may_lack() -> None:
+    assert read_older(older({"flow_id": 7})) == (Flow("7", None, None, None),)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (json.dumps({"code": 0, "data": [CAMEL]}).encode(), 'api = "v2.1"'),
+        (json.dumps({"data": [CAMEL]}).encode(), "it has no status"),
+        (older(CAMEL, status="0"), "status is"),
+        (older(CAMEL, status=False), "status is"),
+        (older(CAMEL, code="62101"), "code is"),
+        (older(CAMEL, EDGE), "data[1]"),
+        (older({"flowId": "1", "flow_name": "a"}), "spells some of its keys"),
+        (older({"flow_id": "1", "flowName": "a"}), "spells some of its keys"),
+        (older({"flow_id": ""}), "data[0].flowId is empty"),
+        (older({"flow_id": True}), "data[0].flowId is a boolean"),
+        (older({"flow_name": "a"}), "data[0].flowId is missing"),
+        (older(EDGE, EDGE | {"cycle": "H"}), "data[1].flowId is that of data[0]"),
+        (older(EDGE | {"flow_name": "\0"}), "NUL"),
+    ],
+)
+def test_an_invalid_version_2_0_answer_is_malformed_and_named(body: bytes, named: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        read_older(body)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("envelope", [{"status": 62101}, {"status": 0, "code": 62101}, {"status": 1, "code": 62101}])
+def test_an_error_code_is_one_wherever_it_stands(envelope: dict[str, int]) -> None:
+    with pytest.raises(Refused) as caught:
+        read_older(older(**envelope))
+    assert caught.value.code == "62101"

@@ -21,9 +21,12 @@ import pytest
 
 from etl.demo.gateway import FLOWS_PATH, TOKEN_PATH
 from etl.demo.world import World
-from etl.domain.model import Flow
+from etl.domain.model import Flow, Target
+from etl.errors import Refused
+from etl.gateway import Gateway
 from tests.support.enos import Delivery, Fault, LocalGateway
 from tests.support.enos.gateway import DeliveryLog, found
+from tests.support.gateways import settings_for
 
 KEY, SECRET = "demo-access-key", "demo-secret-key"
 ORG, USER = "o15427722038191", "u15426865866571"
@@ -134,12 +137,8 @@ def test_a_live_token_is_given_to_everyone_until_it_expires(gateway: LocalGatewa
 def test_a_wrong_request_for_a_token_gets_its_documented_code(asker: Asker, changed: dict[str, Any], code: int) -> None:
     answer = asker.ask_token(**changed)
     assert (answer["status"], answer["data"]) == (code, None)
-
-
-def test_the_same_encryption_twice_is_refused_with_1001(gateway: LocalGateway, asker: Asker) -> None:
-    asker.clock -= 1
-    assert asker.ask_token()["status"] == 1001
-    assert (gateway.calls("token"), gateway.bad_signatures) == (2, 1)
+    asker.clock -= 2
+    assert asker.ask_token()["status"] == 1001, "an encryption that was used before"
 
 
 @pytest.mark.parametrize(
@@ -212,6 +211,23 @@ def test_other_paths_and_methods_are_not_served(asker: Asker) -> None:
         response = asker.send(method, path)
         response.read()
         assert response.status == status
+
+
+@pytest.mark.parametrize("release", ["v2.0", "edge"])
+def test_the_local_gateway_is_an_older_one_on_request(world: World, release: str) -> None:
+    target = Target(ORG, USER)
+    with LocalGateway(world, auth="none", release=release) as local:  # type: ignore[arg-type]
+        with Gateway(settings_for(local.url)) as newer, pytest.raises(Refused):
+            newer.fetch(target)
+        with Gateway(settings_for(local.url, api="v2.0")) as older:
+            found = older.fetch(target)
+            some = older.fetch(target._replace(expression="map"))
+            local.order(Fault("code", code=62103, times=2))
+            with pytest.raises(Refused) as refused:
+                older.fetch(target)
+    assert found.flows == tuple(sorted(world.flows(*target[:2]), key=lambda flow: flow.flow_id))
+    assert set(some.flows or ()) == {flow for flow in found.flows or () if "map" in (flow.flow_name or "")}
+    assert refused.value.code == "62103"
 
 
 # Faults that say something else
