@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -67,24 +68,16 @@ def test_init_writes_samples_that_check_explains_and_never_overwrites(tmp_path: 
     assert flowtrail("status").returncode == 3, "the settings are fine; there is no database yet"
 
 
-def test_a_first_sync_records_a_baseline_and_says_so_in_json(flowtrail: Program) -> None:
-    summary = flowtrail.json("sync")
-    assert summary["status"] == "succeeded"
-    assert summary["targets"] == {"total": 2, "changed": 2, "unchanged": 0, "held": 0, "failed": 0, "stale": 0}
-    assert summary["changes"]["baseline"] == 5
-    assert summary["issues"] == []
-
-
 def test_lists_have_the_columns_of_their_views_and_an_event_is_there_once(flowtrail: Program, world: World) -> None:
-    flowtrail.json("sync")
+    summary = flowtrail.json("sync")
+    assert (summary["status"], summary["changes"]["baseline"], summary["issues"]) == ("succeeded", 5, [])
+    assert summary["targets"] == {"total": 2, "changed": 2, "unchanged": 0, "held": 0, "failed": 0, "stale": 0}
     before = dt.datetime.now(dt.UTC).isoformat()
     world.set_cycle(ORG, "3", "H")
     flowtrail.json("sync")
     changed = flowtrail.json("changes", "--kind", "cycle_changed")
-    assert sorted((row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed) == [
-        (ANN, "D", "H"),
-        (BOB, "D", "H"),
-    ]
+    cycles = sorted((row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed)
+    assert cycles == [(ANN, "D", "H"), (BOB, "D", "H")]
     (event,) = flowtrail.json("events")
     assert (event["flow_id"], event["kind"], event["new_cycle"], event["users_after"]) == ("3", "cycle_changed", "H", 2)
     assert event["proven_for_all"] is True
@@ -93,12 +86,8 @@ def test_lists_have_the_columns_of_their_views_and_an_event_is_there_once(flowtr
     assert flowtrail("events", "--kind", "removed").returncode == 2
 
     listed = flowtrail.json("workflows")
-    assert [(row["flow_id"], row["cycle"], row["users"]) for row in listed] == [
-        ("1", "D", 1),
-        ("2", "D", 1),
-        ("3", "H", 2),
-        ("4", "D", 1),
-    ]
+    shown = [(row["flow_id"], row["cycle"], row["users"]) for row in listed]
+    assert shown == [("1", "D", 1), ("2", "D", 1), ("3", "H", 2), ("4", "D", 1)]
     assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["1", "2", "3"]
     views = {"list_change": changed[0], "org_workflow_event": event, "org_workflow": listed[0]}
     for view, row in views.items():
@@ -304,33 +293,9 @@ def test_a_target_out_of_the_schedules_is_retired_but_never_too_many_unasked(flo
     assert flowtrail.rows("SELECT count(*) FROM target WHERE retired_at IS NOT NULL") == [(0,)]
 
 
-def test_a_held_removal_waits_until_a_person_approves_it(flowtrail: Program, world: World) -> None:
-    world.set_flows(ORG, ANN, flows(*map(str, range(20))))
-    flowtrail.json("sync")
-    world.set_flows(ORG, ANN, [])
-    assert flowtrail("sync").returncode == 1
-    assert len(flowtrail.json("guard", "list")) == 20
-    assert flowtrail("sync").returncode == 1, "nothing approves itself"
-    assert flowtrail("guard", "approve").returncode == 2
-    assert flowtrail("guard", "approve", ORG, BOB, "--expect", "any").returncode == 2
-    held = flowtrail.json("guard", "list")[0]
-    code, since = held["code"], dt.datetime.fromisoformat(held["held_since"]) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    done = flowtrail.json("guard", "approve", ORG, ANN, "--expect", code, "--by", "Zoë")
-    assert done["changes"]["removed"] == 20
-    ((by, scope),) = flowtrail.rows("SELECT approved_by, approved_scope FROM change_set WHERE removed > 0")
-    assert by == f"Zoë ({pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()})"
-    hold = [ORG, ANN, "", since // dt.timedelta(microseconds=1), sorted(map(str, range(20))), []]
-    content = json.dumps(hold, separators=(",", ":"))
-    assert scope == hashlib.sha256(content.encode()).hexdigest()
-    assert scope.startswith(code)
-    assert flowtrail.json("guard", "list") == []
-    assert flowtrail.json("sync")["status"] == "succeeded"
-
-
 @pytest.fixture
 def held(flowtrail: Program, world: World) -> Program:
     """Twenty removals of Ann's are held, and twelve of Bob's."""
-    flowtrail.schedule("plants", [(ORG, [ANN, BOB])])
     world.set_flows(ORG, ANN, flows(*map(str, range(20))))
     world.set_flows(ORG, BOB, flows(*map(str, range(20))))
     flowtrail.json("sync")
@@ -344,6 +309,25 @@ def removed(flowtrail: Program) -> list[tuple[str, int]]:
     return flowtrail.rows(
         "SELECT t.user_id, s.removed FROM change_set s JOIN target t ON t.id = s.target_id WHERE s.removed > 0"
     )
+
+
+def test_a_held_removal_waits_until_a_person_approves_it(held: Program) -> None:
+    assert len(held.json("guard", "list")) == 20 + 12
+    assert held("sync").returncode == 1, "nothing approves itself"
+    assert held("guard", "approve").returncode == 2
+    assert held("guard", "approve", ORG, "nobody", "--expect", "any").returncode == 2
+    row = next(row for row in held.json("guard", "list") if row["user_id"] == ANN)
+    code, since = row["code"], dt.datetime.fromisoformat(row["held_since"]) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    done = held.json("guard", "approve", ORG, ANN, "--expect", code, "--by", "Zoë")
+    assert done["changes"]["removed"] == 20
+    ((by, scope),) = held.rows("SELECT approved_by, approved_scope FROM change_set WHERE removed > 0")
+    assert by == f"Zoë ({pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()})"
+    hold = [ORG, ANN, "", since // dt.timedelta(microseconds=1), sorted(map(str, range(20))), []]
+    assert scope == hashlib.sha256(json.dumps(hold, separators=(",", ":")).encode()).hexdigest()
+    assert scope.startswith(code)
+    assert {row["user_id"] for row in held.json("guard", "list")} == {BOB}
+    held.json("guard", "approve", ORG, BOB, "--expect", "any")
+    assert held.json("sync")["status"] == "succeeded"
 
 
 def test_an_approval_that_expects_another_set_is_refused_with_the_code_of_what_is_held(
@@ -401,24 +385,14 @@ def test_on_a_terminal_the_held_set_is_shown_and_asked_about(held: Program) -> N
 
 
 def test_a_hostile_name_cannot_speak_to_the_terminal(flowtrail: Program, world: World) -> None:
-    world.set_flows(ORG, ANN, [Flow("1", "\x1b[31mred\r\n\u202eevil [bold]", "D", True)])
-    flowtrail.json("sync")
-    shown = flowtrail("flows").stdout
-    assert "\x1b[31m" not in shown
-    assert "\u202e" not in shown
-    assert "\\x1b[31mred" in shown
-    assert "[bold]" in shown
-    assert flowtrail.json("flows", "--user", ANN)[0]["flow_name"] == "\x1b[31mred\r\n\u202eevil [bold]"
-
-
-def test_a_terminal_that_cannot_show_a_name_stops_no_command(flowtrail: Program, world: World) -> None:
-    world.set_flows(ORG, ANN, [Flow("1", "流程", "D", True)])
+    world.set_flows(ORG, ANN, [Flow("1", "\x1b[31mred\r\n\u202eevil [bold] 流程", "D", True)])
     flowtrail.json("sync")
     shown = flowtrail("flows", PYTHONIOENCODING="latin-1")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "\\u6d41" in shown.stdout
+    assert not {"\x1b", "\u202e"} & {*shown.stdout}
+    assert all(said in shown.stdout for said in ("\\x1b[31mred", "[bold]", "\\u6d41"))
     printed = flowtrail("flows", "--json", "--user", ANN, PYTHONIOENCODING="ascii")
-    assert json.loads(printed.stdout)[0]["flow_name"] == "流程"
+    assert json.loads(printed.stdout)[0]["flow_name"] == "\x1b[31mred\r\n\u202eevil [bold] 流程"
 
 
 def test_db_commands_show_upgrade_and_compare_the_schema(flowtrail: Program) -> None:
@@ -432,12 +406,8 @@ def test_db_commands_show_upgrade_and_compare_the_schema(flowtrail: Program) -> 
 
 
 def test_grants_are_printed_for_the_roles_that_are_named(flowtrail: Program) -> None:
-    printed = flowtrail("db", "grants", "--writer", "etl_writer")
-    assert printed.returncode == 0
-    assert any(
-        line.startswith("GRANT INSERT ON change_set, ") and line.endswith('TO "etl_writer";')
-        for line in printed.stdout.splitlines()
-    )
+    printed = flowtrail("db", "grants", "--writer", "etl_writer").stdout
+    assert re.search(r'^GRANT INSERT ON change_set, .* TO "etl_writer";$', printed, re.MULTILINE)
     refused = flowtrail("db", "grants", "--owner", "no; DROP")
     assert (refused.returncode, refused.stdout) == (2, "")
 

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from etl.errors import FlowtrailError, UsageError
 from etl.export import Origin, disarm, export
 from etl.report.asof import flows_as_of
 from etl.report.listings import CHANGES, FLOWS, HISTORY
-from etl.report.rows import Column, ListChange, ListState, ListWorkflow, ListWorkflowAsOf, columns_of
+from etl.report.rows import Column, ListChange, ListWorkflowAsOf, columns_of
 from tests.support.histories import START, World
 
 COLUMNS = columns_of(ListChange)
@@ -70,6 +70,11 @@ def rearm(text: str) -> str:
     return bare if bare != text and disarm(bare) == text else text
 
 
+def cells_of(file: Path) -> list[list[str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.reader(opened))[1:]
+
+
 def test_csv_tells_an_empty_text_from_nothing(tmp_path: Path) -> None:
     """An empty text is quoted, a null is not: a reader who looks (COPY of PostgreSQL does) can tell."""
     export([event(1, ""), event(2, None)], COLUMNS, "csv", tmp_path / "f.csv")
@@ -79,26 +84,15 @@ def test_csv_tells_an_empty_text_from_nothing(tmp_path: Path) -> None:
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
-    """Texts that begin like one, after blanks and quotes too, get an apostrophe; numbers are left alone."""
-    columns = (Column("text", "string"), Column("number", "integer"))
-    export([(name, -5) for name in NASTY], columns, "csv", tmp_path / "f.csv")
-    with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as opened:
-        cells = list(csv.reader(opened))[1:]
-    assert {number for _, number in cells} == {"-5"}
-    dangerous = [
-        cell for cell, _ in cells if cell.lstrip(" '\"\t\r\n\ufeff")[:1] in tuple("=+-@＝") and cell.strip(" '\"")
-    ]
-    assert len(dangerous) >= 14
-    assert all(cell.startswith("'") for cell in dangerous)
-
-
-def test_texts_are_kept_as_they_are_where_that_is_asked_for(tmp_path: Path) -> None:
-    """The manifest says so, and how pandas reads the kinds of the columns."""
+    """Unless texts are to be kept; numbers are left alone. The manifest then says that texts were kept, and how pandas reads the kinds of the columns."""
     columns = (Column("text", "string"), Column("number", "integer"), Column("at", "time"), Column("yes", "boolean"))
-    rows = [(name, 1, START, True) for name in NASTY]
-    assert export(rows, columns, "csv", tmp_path / "f.csv", origin=origin(), keep_texts=True) == len(NASTY)
-    with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as opened:
-        assert [cells[0] for cells in csv.reader(opened)][1:] == NASTY
+    rows = [(name, -5, START, True) for name in NASTY]
+    file = tmp_path / "f.csv"
+    export(rows, columns, "csv", file)
+    assert [cells[:2] for cells in cells_of(file)] == [[disarm(name), "-5"] for name in NASTY]
+    assert sum(disarm(name) != name for name in NASTY) >= 14
+    assert export(rows, columns, "csv", file, origin=origin(), keep_texts=True) == len(NASTY)
+    assert [cells[0] for cells in cells_of(file)] == NASTY
     manifest = json.loads((tmp_path / "f.csv.manifest.json").read_text())
     assert (manifest["texts"], manifest["chain_heads"]) == ("as they are", [])
     assert manifest["pandas"] == {
@@ -115,6 +109,7 @@ def test_what_was_disarmed_can_be_rearmed(text: str) -> None:
     assert rearm(disarm(text)) == text
     assert disarm(text) == text or disarm(text)[0] == "'"
     assert disarm(text)[:1] not in {"=", "+", "-", "@", "\t", "\r", "\n"}
+    assert disarm(text)[:1] == "'" or text.lstrip(" '\"\t\r\n\ufeff")[:1] not in tuple("=+-@＝")
 
 
 # ------------------------------------------------------------------------------------------------ jsonl, parquet
@@ -153,32 +148,21 @@ def test_a_stream_of_parquet_that_breaks_does_not_look_whole() -> None:
         parquet.read_table(io.BytesIO(stream.getvalue()))
 
 
-def test_without_pyarrow_parquet_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is read or written."""
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"pip install 'flowtrail\[parquet\]'"):
-        export(iter(lambda: pytest.fail("was read"), None), COLUMNS, "parquet", tmp_path / "f.parquet")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
 def test_an_export_is_read_back_by_duckdb(engine: Engine, tmp_path: Path, fmt: str) -> None:
     """The trail, the list of now and the history, row by row and value by value; and every nasty name."""
     world = World(engine, 11, targets=5)
     world.live(20)
     for number, (rows, row_type) in enumerate(
-        (
-            (lambda: iter(EVENTS), ListChange),
-            (lambda: CHANGES.rows(engine), ListChange),
-            (lambda: FLOWS.rows(engine), ListWorkflow),
-            (lambda: HISTORY.rows(engine), ListState),
-            (lambda: flows_as_of(engine, world.now), ListWorkflowAsOf),
-        )
+        [
+            (EVENTS, ListChange),
+            *((list(listing.rows(engine)), listing.row_type) for listing in (CHANGES, FLOWS, HISTORY)),
+            (list(flows_as_of(engine, world.now)), ListWorkflowAsOf),
+        ]
     ):
-        columns = columns_of(row_type)
-        file = tmp_path / f"{number}.{fmt}"
-        assert export(rows(), columns, fmt, file) > 0
-        assert _by_duckdb(fmt, file, columns) == [tuple(row) for row in rows()]
+        columns, file = columns_of(row_type), tmp_path / f"{number}.{fmt}"
+        assert export(rows, columns, fmt, file) > 0
+        assert _by_duckdb(fmt, file, columns) == [tuple(row) for row in rows]
 
 
 def _by_duckdb(fmt: str, file: Path, columns: tuple[Column, ...]) -> list[tuple[Any, ...]]:
@@ -220,17 +204,6 @@ def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Pat
     assert sorted(file["path"] for file in manifest["files"]) == found
     assert all(file["sha256"] == _sha256(tmp_path / file["path"]) for file in manifest["files"])
     assert sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == 6
-
-
-def test_months_are_for_parquet_in_a_folder(tmp_path: Path) -> None:
-    """Everything else is refused, with what to add."""
-    with pytest.raises(UsageError, match="-o FOLDER"):
-        export(EVENTS, COLUMNS, "parquet", io.BytesIO(), by_month_of="observed_at")
-    with pytest.raises(UsageError, match="-o FOLDER"):
-        export(EVENTS, COLUMNS, "csv", tmp_path / "f", by_month_of="observed_at")
-    with pytest.raises(UsageError, match="already exists"):  # old and new months would be read as one
-        export(EVENTS, COLUMNS, "parquet", tmp_path, by_month_of="observed_at")
-    assert list(tmp_path.iterdir()) == []
 
 
 # ----------------------------------------------------------------------------------------------- files, manifest
@@ -291,16 +264,10 @@ def test_a_new_file_is_for_its_owner_and_a_replaced_one_keeps_its_mode(tmp_path:
             export(EVENTS, COLUMNS, "csv", file, origin=origin())
         assert reader.read() == "old", "the new one takes the name at the end, and is not written over the old one"
     assert [stat.S_IMODE(file.stat().st_mode) for file in (new, shared)] == [0o600, 0o644]
-    assert shared.stat().st_size == new.stat().st_size
-
-
-def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
-    """What it points to is replaced."""
-    link, file = tmp_path / "link", tmp_path / "file"
-    link.symlink_to(file)
-    export(EVENTS, COLUMNS, "csv", link)
-    assert link.is_symlink()
-    assert file.stat().st_size > 0
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    export(EVENTS, COLUMNS, "csv", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink(), "what it points to is replaced"
+    assert shared.stat().st_size == new.stat().st_size == (tmp_path / "linked").stat().st_size
 
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
@@ -346,31 +313,50 @@ def test_no_control_sequence_reaches_a_terminal(fmt: str) -> None:
     assert "\u202e" in pipe.getvalue().decode()
 
 
-def test_parquet_is_not_sent_to_a_terminal() -> None:
-    """A UsageError says what to add."""
+def by_month(fmt: Any, to: Any) -> int:
+    return export(EVENTS, COLUMNS, fmt, to, by_month_of="observed_at")
+
+
+def to_a_terminal() -> int:
     master, terminal = os.openpty()
-    with os.fdopen(master, "rb"), os.fdopen(terminal, "wb") as stream, pytest.raises(UsageError, match="-o FILE"):
-        export(EVENTS, COLUMNS, "parquet", stream)
+    with os.fdopen(master, "rb"), os.fdopen(terminal, "wb") as stream:
+        return export(EVENTS, COLUMNS, "parquet", stream)
 
 
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [("missing/f.csv", "create the folder"), ("", "is a folder"), ("file/f.csv", "create the folder")],
-)
-def test_an_unusable_path_is_named_with_the_remedy(tmp_path: Path, place: str, said: str) -> None:
-    """A UsageError in one sentence."""
+REFUSED: dict[str, list[Callable[[Path], int]]] = {
+    "create the folder": [
+        lambda home: export(EVENTS, COLUMNS, "csv", home / "missing" / "f.csv"),
+        lambda home: export(EVENTS, COLUMNS, "csv", home / "file" / "f.csv"),
+    ],
+    "is a folder": [lambda home: export(EVENTS, COLUMNS, "csv", home)],
+    "-o FILE": [lambda home: to_a_terminal()],
+    "-o FOLDER": [lambda home: by_month("parquet", io.BytesIO()), lambda home: by_month("csv", home / "f")],
+    "already exists": [lambda home: by_month("parquet", home)],  # old and new months would be read as one
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_cannot_be_written_is_refused_in_a_sentence_with_the_remedy(tmp_path: Path, said: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=said):
-        export(EVENTS, COLUMNS, "csv", tmp_path / place)
+    for refused in REFUSED[said]:
+        with pytest.raises(UsageError, match=said):
+            refused(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
+def test_without_pyarrow_parquet_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'flowtrail\[parquet\]'"):
+        export(iter(lambda: pytest.fail("was read"), None), COLUMNS, "parquet", tmp_path / "f.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_disk_that_is_full_is_named() -> None:
-    """/dev/full says what such a disk says."""
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full")
     with pytest.raises(FlowtrailError, match=r"/dev/full was not written: No space left"):
-        export(EVENTS, COLUMNS, "csv", full)
+        export(EVENTS, COLUMNS, "csv", Path("/dev/full"))
 
 
 @pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
