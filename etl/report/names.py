@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, collate, func, or_
+from sqlalchemy import ColumnElement, Select, collate, func
 
 _ESCAPE: Final = "!"
 

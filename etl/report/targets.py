@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, select, text
+from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, or_, select, text
 
 from etl.database import reading
 from etl.domain.diff import by_id, diff

@@ -58,7 +58,7 @@ def codes(engine: Engine) -> list[tuple[str, int]]:
 
 
 def test_failing_targets_are_grouped_by_cause_and_refused_ones_are_their_own(engine: Engine) -> None:
-    fail(engine, [f"u{n:03}" for n in range(300)], "malformed", HTML + " for '{user}'")
+    fail(engine, [f"u{n:03}" for n in range(300)], "malformed", HTML + " for '{user}' after {user} s")
     fail(engine, ["v1", "v2"], "malformed", "data[0] has no flowId")
     fail(engine, ["w"], "62101", "no user of this organisation")
     fail(engine, ["x"], "gateway_down", "the gateway is down")
@@ -108,6 +108,7 @@ def test_no_answer_for_any_target_is_one_condition_the_gateway_is_down(
         fail(engine, [f"{code}-{n}" for n in range(number)], code, REFUSES)
     found = [each for each in health.read(engine, [], NOW).conditions() if each.code != "targets_unscheduled"]
     assert [(each.code, each.subjects) for each in found] == [each[:2] for each in expected]
+    assert all(each.first == tuple(sorted(each.first)) for each in found)
     assert all(said in (None, each.summary) for each, (_, _, said) in zip(found, expected, strict=True))
 
 

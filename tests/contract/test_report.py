@@ -19,7 +19,6 @@ from etl.errors import FlowtrailError, SchemaMismatch
 from etl.report.asof import flows_as_of
 from etl.report.listings import CHANGES, FLOWS, HELD_WORKFLOWS, HISTORY, RUNS, TARGETS
 from etl.report.rows import (
-    HeldWorkflow,
     ListChange,
     ListState,
     ListWorkflow,
@@ -75,15 +74,6 @@ def test_the_columns_as_of_are_those_of_now_and_then_how_well_they_are_known() -
     known = ("coverage", "observed_before", "observed_after")
     assert ListWorkflowAsOf._fields == ListWorkflow._fields + known
     assert TargetAsOf._fields == ("org_id", "user_id", "expression", *known, "flow_count")
-
-
-def test_every_column_has_a_kind() -> None:
-    """Nulls aside, a column is text, a whole number, a boolean or a time."""
-    kinds = {column.name: column.kind for row_type in (ListChange, HeldWorkflow) for column in columns_of(row_type)}
-    assert kinds["change_set_id"] == "integer"
-    assert kinds["old_name"] == "string"
-    assert kinds["new_editable"] == "boolean"
-    assert kinds["last_unchanged_at"] == kinds["missing_since"] == "time"
 
 
 def test_the_present_list_agrees_with_the_oracle(world: World) -> None:

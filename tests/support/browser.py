@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import psycopg
@@ -79,45 +78,26 @@ def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
     diary.store.finish_run(run_id, status, counts, at + dt.timedelta(minutes=1))
 
 
-class Month:
-    """The history in a database of each kind, written once, for tests that only read."""
+@pytest.fixture(scope="session")
+def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
+    """The history in a database of a kind, written once, for tests that only read."""
 
-    def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
-        self._request = request
-        self._folder = folder
-        self._engines: dict[str, Engine] = {}
+    @cache
+    def written(dialect: str) -> Engine:
+        if dialect == "sqlite":
+            file = shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path_factory.mktemp("month"))
+            url = f"sqlite:///{file}"
+        else:
+            server, template = request.getfixturevalue("postgres"), request.getfixturevalue("migrated_postgres")
+            with psycopg.connect(server.conninfo("postgres"), autocommit=True) as admin:
+                admin.execute(f"CREATE DATABASE month_to_read TEMPLATE {template}")
+            url = server.url("month_to_read")
+        engine = connect(url)
+        request.addfinalizer(engine.dispose)
+        write_month(engine, url)
+        return engine
 
-    def engine(self, dialect: str) -> Engine:
-        if dialect not in self._engines:
-            url = self._sqlite() if dialect == "sqlite" else self._postgres()
-            self._engines[dialect] = connect(url)
-            write_month(self._engines[dialect], url)
-        return self._engines[dialect]
-
-    def dispose(self) -> None:
-        for engine in self._engines.values():
-            engine.dispose()
-
-    def _sqlite(self) -> str:
-        file = shutil.copy(self._request.getfixturevalue("migrated_sqlite"), self._folder / "flowtrail.db")
-        return f"sqlite:///{file}"
-
-    def _postgres(self) -> str:
-        server = self._request.getfixturevalue("postgres")
-        template, name = self._request.getfixturevalue("migrated_postgres"), f"month_{os.getpid()}_{next(_NUMBERS)}"
-        with psycopg.connect(server.conninfo("postgres"), autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return str(server.url(name))
-
-
-_NUMBERS = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Month]:
-    once = Month(request, tmp_path_factory.mktemp("month"))
-    yield once
-    once.dispose()
+    return written
 
 
 def site(
@@ -131,8 +111,8 @@ def site(
 
 
 @pytest.fixture
-def engine(dialect: str, month: Month) -> Engine:
-    return month.engine(dialect)
+def engine(dialect: str, month: Callable[[str], Engine]) -> Engine:
+    return month(dialect)
 
 
 @pytest.fixture

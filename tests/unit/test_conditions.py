@@ -7,13 +7,11 @@ import datetime as dt
 import pytest
 
 from etl.report.conditions import (
-    CODES,
     Condition,
     Failing,
     by_cause,
     conditions,
     failing,
-    message_class,
 )
 
 AT = dt.datetime(2026, 11, 24, 10, 15, tzinfo=dt.UTC)
@@ -36,39 +34,6 @@ def test_a_cause_may_have_begun_earlier_if_not_all_its_targets_were_looked_at(ta
     detected = [failing(cause, AT), failing(cause, AT, asked=targets, gave_up=False)]
     said = f"{targets} targets: dns (no such host), {when} 2026-11-24 10:15:00 UTC."
     assert [each.sentence for each in conditions(detected)] == [said, said]
-
-
-def test_another_code_or_another_class_of_messages_is_another_cause() -> None:
-    parts = [
-        Failing("malformed", "an HTML login page", 5, []),
-        Failing("malformed", "data[7] has no flowId", 2, []),
-        Failing("malformed", "data[9] has no flowId", 1, []),
-        Failing("http_401", "an HTML login page", 1, []),
-    ]
-    assert [(cause.error_code, cause.targets) for cause in by_cause(parts)] == [
-        ("malformed", 5),
-        ("malformed", 3),
-        ("http_401", 1),
-    ]
-
-
-def test_however_no_answer_comes_it_is_one_cause_named_by_its_commonest_error() -> None:
-    parts = [
-        Failing("deadline", "no answer within the deadline of 30 s", 1, ["o1/u1"]),
-        Failing("http_503", "busy", 23, ["o1/u2"]),
-        Failing("gateway_down", "not asked", 200, ["o1/u3"]),
-        Failing("http_502", "<html>", 2, ["o1/u4"]),
-    ]
-    assert by_cause(parts) == [Failing("http_503", "busy", 226, ["o1/u1", "o1/u2", "o1/u3"])]
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("no answer from 10.0.0.1:443 in 30 s", "no answer from 10.0.0.2:443 in 29 s"), ("no 'a'", "no 'b'")],
-)
-def test_ids_numbers_and_names_do_not_make_a_message_another_one(one: str, other: str) -> None:
-    assert message_class(one) == message_class(other)
-    assert message_class(one) != message_class("the connection was refused")
 
 
 def test_conditions_are_listed_once_with_the_worst_first() -> None:
@@ -96,10 +61,3 @@ def test_a_condition_began_when_its_trouble_says_or_when_it_was_first_stored() -
     detected = [Condition("targets_overdue", "overdue"), Condition("targets_held", "held", since=later)]
     late, waiting = conditions(detected, known)
     assert (late.since, waiting.since) == (AT, later)
-
-
-@pytest.mark.parametrize("code", CODES)
-def test_every_code_has_a_severity_and_a_remedy(code: str) -> None:
-    [condition] = conditions([Condition(code, "Something")])
-    assert condition.severity in ("down", "degraded", "notice")
-    assert condition.remedy.endswith(".")
