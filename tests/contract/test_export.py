@@ -84,7 +84,7 @@ def test_csv_tells_an_empty_text_from_nothing(tmp_path: Path) -> None:
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
-    """Unless texts are to be kept; numbers are left alone. The manifest then says that texts were kept, and how pandas reads the kinds of the columns."""
+    """Unless texts are to be kept, which the manifest says, and how pandas reads the kinds of the columns."""
     columns = (Column("text", "string"), Column("number", "integer"), Column("at", "time"), Column("yes", "boolean"))
     rows = [(name, -5, START, True) for name in NASTY]
     file = tmp_path / "f.csv"
