@@ -25,6 +25,7 @@ from etl.schema.columns import (
 from etl.schema.columns import UnreadableTime as UnreadableTime
 from etl.schema.columns import UtcTime as UtcTime
 from etl.schema.columns import metadata as metadata
+from etl.schema.columns import text_of_time as text_of_time
 from etl.schema.columns import time_of_text as time_of_text
 
 GAPS_IN_NUMBERS: Final = 1

@@ -44,11 +44,15 @@ class UtcTime(TypeDecorator[dt.datetime]):
             return None
         if value.tzinfo is None:
             raise ValueError(f"{value!r} has no time zone")
-        utc = value.astimezone(dt.UTC)
-        return utc.replace(tzinfo=None).isoformat(" ", "microseconds") if dialect.name == "sqlite" else utc
+        return text_of_time(value) if dialect.name == "sqlite" else value.astimezone(dt.UTC)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], dt.datetime | None]:
         return time_of_text if dialect.name == "sqlite" else _in_utc
+
+
+def text_of_time(value: dt.datetime) -> str:
+    """A time as SQLite has it."""
+    return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 @lru_cache(maxsize=4096)

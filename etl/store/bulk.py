@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.model import Outcome
-from etl.schema import observation, sync_run
+from etl.schema import observation, sync_run, text_of_time
 
 
 class BulkValues:
@@ -39,10 +39,11 @@ class BulkValues:
         return f"SELECT {values} FROM json_each(:rows) WHERE true"  # noqa: S608
 
     def bound(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        """The parameters that hold ``rows``; times are made by ``stamp``."""
+        """The parameters that hold ``rows``."""
         if connection.dialect.name == "postgresql":
             return {f"given_{name}": [row[n] for row in rows] for n, name in enumerate(self._types)}
-        return {"rows": msgspec.json.encode(rows).decode()}
+        times = [n for n, kind in enumerate(self._types.values()) if kind == "timestamptz"]
+        return {"rows": msgspec.json.encode(list(_with_texts(rows, times)) if times else rows).decode()}
 
 
 _SEEN: Final = BulkValues(id="bigint", expected="int", asked_at="timestamptz", at="timestamptz", gap="bigint")
@@ -79,7 +80,7 @@ time."""
 
 
 def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Insert tuples in the order of ``columns``; times are datetimes on PostgreSQL, `stamp`s on SQLite."""
+    """Insert tuples in the order of ``columns``."""
     names = ", ".join(columns)
     waiting = iter(rows)
     first = list(islice(waiting, 1))
@@ -97,15 +98,20 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
     # FAIL: the transaction is rolled back after a refused row, so SQLite need not keep copies of pages to undo it.
     start = f"INSERT OR FAIL INTO {table.name} ({names}) VALUES "  # noqa: S608
     marks = f"({', '.join('?' * len(columns))})"
+    times = [n for n, name in enumerate(columns) if table.c[name].type.python_type is dt.datetime]
+    rows = _with_texts(rows, times) if times else rows
     while some := list(islice(rows, _VALUES_A_STATEMENT // len(columns))):
         connection.exec_driver_sql(start + ", ".join([marks] * len(some)), tuple(chain.from_iterable(some)))
 
 
-def stamp(connection: Connection, instant: dt.datetime) -> Any:
-    """A time as the driver takes it, past SQLAlchemy's types; called once per target instead of once per row."""
-    if connection.dialect.name == "postgresql":
-        return instant
-    return instant.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+def _with_texts(rows: Iterable[Sequence[Any]], places: Sequence[int]) -> Iterator[Sequence[Any]]:
+    """The rows with times as SQLite has them, past SQLAlchemy's types."""
+    for row in rows:
+        values = list(row)
+        for place in places:
+            if values[place] is not None:
+                values[place] = text_of_time(values[place])
+        yield values
 
 
 def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
@@ -118,8 +124,8 @@ def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome
         (
             o.fence.span_id,
             o.span.observations - 1,
-            stamp(connection, o.span.last_asked_at),
-            stamp(connection, o.span.last_at),
+            o.span.last_asked_at,
+            o.span.last_at,
             o.span.longest_gap_seconds,
         )
         for o in outcomes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+import datetime as dt
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
@@ -29,7 +30,7 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import details, holds, turnover
-from etl.store.bulk import BulkValues, insert_into, insert_rows, stamp
+from etl.store.bulk import BulkValues, insert_into, insert_rows
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
 
@@ -151,7 +152,7 @@ def _insert_change_sets(
     connection: Connection, run_id: int, outcomes: Iterable[Outcome]
 ) -> list[tuple[int, Outcome, ChangeSet]]:
     made = [(outcome, outcome.change_set) for outcome in outcomes if outcome.change_set is not None]
-    insert_rows(connection, change_set, _CHANGE_SET, (_change_set_row(connection, run_id, *pair) for pair in made))
+    insert_rows(connection, change_set, _CHANGE_SET, (_change_set_row(run_id, *pair) for pair in made))
     ids = _latest_ids(connection, change_set, (outcome for outcome, _ in made))
     return [(ids[outcome.fence.target_id], outcome, made) for outcome, made in made]
 
@@ -163,16 +164,16 @@ _CHANGE_SET: Final = (
 )  # fmt: skip
 
 
-def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made: ChangeSet) -> tuple[Any, ...]:
+def _change_set_row(run_id: int, outcome: Outcome, made: ChangeSet) -> tuple[Any, ...]:
     counts = made.counts
     return (
         outcome.fence.target_id,
         made.version,
         run_id,
         made.kind,
-        stamp(connection, made.observed_at),
-        None if made.last_unchanged_at is None else stamp(connection, made.last_unchanged_at),
-        *_answers(connection, outcome),
+        made.observed_at,
+        made.last_unchanged_at,
+        *_answers(outcome),
         outcome.flow_count,
         made.state_digest,
         *(counts[kind] for kind in CHANGE_KINDS),
@@ -185,13 +186,12 @@ def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made:
     )
 
 
-def _answers(connection: Connection, outcome: Outcome) -> Iterator[Any]:
+def _answers(outcome: Outcome) -> tuple[dt.datetime | None, ...]:
     """When the answer was requested, when the one before had arrived, and a later one, if something of it was held."""
     fence = outcome.fence
     previous_at = fence.span.last_at if fence.span else None
     was_held = fence.held_at is not None and (previous_at is None or fence.held_at > previous_at)
-    times = (outcome.asked_at, previous_at, *((fence.held_asked_at, fence.held_at) if was_held else (None, None)))
-    return (None if at is None else stamp(connection, at) for at in times)
+    return (outcome.asked_at, previous_at, *((fence.held_asked_at, fence.held_at) if was_held else (None, None)))
 
 
 def _latest_ids(connection: Connection, table: Table, outcomes: Iterable[Outcome]) -> dict[int, int]:
@@ -243,26 +243,17 @@ def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int
     """Insert the new spans; return the open span's id by target."""
     opened = [o for o in outcomes if o.span is not None and not o.extends]
     spans = {o.fence.target_id: o.fence.span_id for o in outcomes if o.extends and o.fence.span_id is not None}
-    insert_rows(connection, observation, _SPAN, (_span_row(connection, outcome) for outcome in opened))
+    insert_rows(connection, observation, _SPAN, (_span_row(outcome) for outcome in opened))
     return spans | _latest_ids(connection, observation, opened)
 
 
 _SPAN: Final = ("target_id", "version", *Span.__struct_fields__)
 
 
-def _span_row(connection: Connection, outcome: Outcome) -> tuple[Any, ...]:
-    span = outcome.span
-    assert span is not None  # noqa: S101 - the caller chose them so
-    return (
-        outcome.fence.target_id,
-        outcome.change_set.version if outcome.change_set else outcome.fence.version,
-        stamp(connection, span.first_at),
-        stamp(connection, span.last_asked_at),
-        stamp(connection, span.last_at),
-        span.observations,
-        span.longest_gap_seconds,
-        span.interrupted,
-    )
+def _span_row(outcome: Outcome) -> tuple[Any, ...]:
+    assert outcome.span is not None  # noqa: S101 - the caller chose them so
+    version = outcome.change_set.version if outcome.change_set else outcome.fence.version
+    return (outcome.fence.target_id, version, *astuple(outcome.span))
 
 
 def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:
@@ -270,7 +261,7 @@ def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: d
     answered = [o for o in outcomes if o.verdict != "failed" and not o.only_extends]
     _execute_many(connection, _FAILED, failures)
     if answered:
-        rows = [_answer_row(connection, o, spans.get(o.fence.target_id)) for o in answered]
+        rows = [_answer_row(o, spans.get(o.fence.target_id)) for o in answered]
         connection.execute(_ANSWERED[connection.dialect.name], _GIVEN.bound(connection, rows))
 
 
@@ -283,7 +274,7 @@ def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:
     }
 
 
-def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:
+def _answer_row(outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:
     made = outcome.change_set
     return (
         outcome.fence.target_id,
@@ -294,12 +285,8 @@ def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -
         outcome.data_hash or outcome.fence.data_hash,
         made.state_digest if made else None,
         outcome.flow_count,
-        stamp(connection, outcome.observed_at) if outcome.holds and outcome.observed_at else None,
-        *(
-            (stamp(connection, outcome.asked_at), stamp(connection, outcome.observed_at))
-            if outcome.holds and outcome.asked_at and outcome.observed_at
-            else (None, None)
-        ),
+        outcome.observed_at if outcome.holds else None,
+        *((outcome.asked_at, outcome.observed_at) if outcome.holds and outcome.asked_at else (None, None)),
     )
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Engine, Table, func, select, text
 
 from etl import database
 from etl.errors import FlowtrailError, UsageError
-from etl.schema import GAPS_IN_NUMBERS, UtcTime, change_set, metadata, observation, sync_run
+from etl.schema import GAPS_IN_NUMBERS, change_set, metadata, observation, sync_run
 from etl.store import seals
-from etl.store.bulk import insert_rows, stamp
+from etl.store.bulk import insert_rows
 
 _OF_A_SERVICE: Final = ("lease", "condition", "verification")
 """These belong to a service at its place, and are not copied."""
@@ -96,13 +96,12 @@ def _digest_of(
     The order is the same on both databases: text is compared byte by byte.
     """
     digest = hashlib.sha256()
-    times = [number for number, column in enumerate(table.columns) if isinstance(column.type, UtcTime)]
     ordered = select(table).order_by(*table.primary_key.columns)
     with connection.execute(ordered, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
         for rows in result.partitions():
             digest.update(_encoded(rows))
             if destination is not None:
-                insert_rows(destination, table, table.columns.keys(), _stamped(destination, rows, times))
+                insert_rows(destination, table, table.columns.keys(), rows)
             move(len(rows))
     return digest.digest()
 
@@ -110,19 +109,6 @@ def _digest_of(
 def _encoded(rows: Sequence[Row]) -> bytes:
     """The rows as bytes that do not depend on the size of a partition; times in UTC to the microsecond."""
     return "".join(f"{tuple(row)!r}\n" for row in rows).encode("utf-8", "surrogatepass")
-
-
-def _stamped(here: Connection, rows: Sequence[Row], times: Sequence[int]) -> Iterator[Row]:
-    """Times as the driver takes them."""
-    if not times or here.dialect.name == "postgresql":
-        yield from map(tuple, rows)
-        return
-    for row in rows:
-        values = list(row)
-        for number in times:
-            if isinstance(values[number], dt.datetime):
-                values[number] = stamp(here, values[number])
-        yield tuple(values)
 
 
 def _number_on(there: Connection, here: Connection) -> None:

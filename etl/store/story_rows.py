@@ -31,7 +31,7 @@ from etl.schema import (
     workflow,
     workflow_change,
 )
-from etl.store.bulk import BulkValues, stamp
+from etl.store.bulk import BulkValues
 
 
 class FlowKey(NamedTuple):
@@ -124,9 +124,7 @@ _DUE: Final = f"""(
 
 def due_organisations(connection: Connection, run_id: int, at: dt.datetime) -> list[tuple[str, int]]:
     """The organisations that the end of a run at ``at`` must judge, with their numbers of users."""
-    due = sorted(
-        org_id for (org_id,) in _select(connection, "due.org_id", _DUE, _RUNS, [(run_id, stamp(connection, at))])
-    )
+    due = sorted(org_id for (org_id,) in _select(connection, "due.org_id", _DUE, _RUNS, [(run_id, at)]))
     counted = _select(connection, "t.org_id, count(*) AS users", f"{_USERS} GROUP BY 1", _ORGS, _rows(due))
     users = dict(map(tuple, counted))
     return [(org_id, users[org_id]) for org_id in due]
@@ -261,7 +259,7 @@ _WHILE_HELD: Final = """{given}
 def _shown_while_held(connection: Connection, found: dict[int, list[Any]]) -> dict[tuple[int, int], dict[str, Answer]]:
     """By version after a hold: the workflows that changed while it lasted, each with the answer that changed it."""
     held = [
-        (row.target_id, row.version, stamp(connection, row.previous_at))
+        (row.target_id, row.version, row.previous_at)
         for rows in found.values()
         for row in rows
         if row.held_at is not None
@@ -292,7 +290,7 @@ _LOSS: Final = (
 
 def read_due(connection: Connection, orgs: Sequence[str], at: dt.datetime) -> set[FlowKey]:
     """The workflows that a step at ``at`` must judge even if no answer changes them."""
-    given = [(org_id, stamp(connection, at)) for org_id in orgs]
+    given = [(org_id, at) for org_id in orgs]
     return {FlowKey(*row) for row in _select(connection, "f.org_id, f.flow_id", _DUE_FLOWS, _ORGS_AT, given)}
 
 

@@ -15,7 +15,7 @@ from etl.domain.organisation.values import Answer, Event, Listed
 from etl.domain.organisation.versions import Member, Version, first_answer
 from etl.schema import org_event, org_flow, org_loss, org_state, org_step
 from etl.store import seals, story_rows, turnover
-from etl.store.bulk import BulkValues, insert_rows, stamp
+from etl.store.bulk import BulkValues, insert_rows
 from etl.store.projection import JudgedWorkflow, Step, StoryStep
 from etl.store.story_rows import FLOWS, FlowKey
 
@@ -91,7 +91,7 @@ def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) 
     """
     seals.require_unsealed(connection, step.run_id)
     steps = [each for each in steps if each.changes_something]
-    affected = sorted((row for each in steps for row in _affected_rows(connection, each)), key=itemgetter(0))
+    affected = sorted((row for each in steps for row in _affected_rows(each)), key=itemgetter(0))
     _lock(connection, steps, affected)
     if affected:
         connection.execute(text(_update_affected(connection.dialect.name)), _AFFECTED.bound(connection, affected))
@@ -100,7 +100,7 @@ def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) 
     _write_workflows(connection, judged)
     _write_events(connection, judged, step)
     columns = ("run_id", "org_id", "decided_at", "versions", "heard")
-    insert_rows(connection, org_step, columns, (_step_row(connection, each, step) for each in steps))
+    insert_rows(connection, org_step, columns, (_step_row(each, step) for each in steps))
 
 
 def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step) -> bool:
@@ -130,15 +130,15 @@ def _lock(connection: Connection, steps: Sequence[StoryStep], affected: Sequence
         raise StoryConflict
 
 
-def _affected_rows(connection: Connection, step: StoryStep) -> Iterator[tuple[Any, ...]]:
+def _affected_rows(step: StoryStep) -> Iterator[tuple[Any, ...]]:
     for member in step.affected:
         away_since = member.retired_at if member.leaves else member.away_since
         yield (
             member.target_id,
             member.version,
             member.projected_version,
-            _optional(connection, _counts_since(member, step.versions.get(member.target_id, ()))),
-            _optional(connection, away_since),
+            _counts_since(member, step.versions.get(member.target_id, ())),
+            away_since,
         )
 
 
@@ -151,7 +151,7 @@ def _counts_since(member: Member, versions: Sequence[Version]) -> dt.datetime | 
 def _write_first_lists(connection: Connection, steps: Sequence[StoryStep]) -> None:
     lists = [(number, each.org_id, version) for number, each in enumerate(steps) for _, version in each.first_lists]
     rows = [
-        (place, number, version.change_set_id, org_id, *_answer(connection, version.answer))
+        (place, number, version.change_set_id, org_id, *version.answer)
         for place, (number, org_id, version) in enumerate(lists)
     ]
     if not rows:
@@ -172,9 +172,9 @@ def _write_workflows(connection: Connection, judged: Sequence[JudgedWorkflow]) -
         if flows:
             statement = delete.format(table=table, flows=FLOWS.sql(connection.dialect.name))
             connection.execute(text(statement), FLOWS.bound(connection, flows))
-    insert_rows(connection, org_flow, _FLOW, (_flow_row(connection, each) for each in judged))
-    insert_rows(connection, org_loss, _LOSS, (row for each in judged for row in _loss_rows(connection, each)))
-    insert_rows(connection, org_state, _STATE, (row for each in judged for row in _state_rows(connection, each)))
+    insert_rows(connection, org_flow, _FLOW, (_flow_row(each) for each in judged))
+    insert_rows(connection, org_loss, _LOSS, (row for each in judged for row in _loss_rows(each)))
+    insert_rows(connection, org_state, _STATE, (row for each in judged for row in _state_rows(each)))
 
 
 _FLOW: Final = tuple(column.name for column in org_flow.columns)
@@ -182,49 +182,48 @@ _LOSS: Final = tuple(column.name for column in org_loss.columns)
 _STATE: Final = tuple(column.name for column in org_state.columns if column.name != "id")
 
 
-def _flow_row(connection: Connection, judged: JudgedWorkflow) -> tuple[Any, ...]:
+def _flow_row(judged: JudgedWorkflow) -> tuple[Any, ...]:
     row = judged.row
     known, state = row.known, row.state
     name, cycle = known.name, known.cycle
     return (
         *judged.flow,
-        stamp(connection, known.since),
+        known.since,
         name.value,
-        *_answer(connection, name.first),
-        *_answer(connection, None if name.last == name.first else name.last),
+        *name.first,
+        *_unless(name.first, name.last),
         cycle.value,
-        *_answer(connection, None if cycle.first == name.first else cycle.first),
-        *_answer(connection, None if cycle.last == cycle.first else cycle.last),
-        _optional(connection, known.gone_at),
-        _optional(connection, row.due_at),
+        *_unless(name.first, cycle.first),
+        *_unless(cycle.first, cycle.last),
+        known.gone_at,
+        row.due_at,
         row.awaited,
         row.users,
         row.editors,
-        _optional(connection, state and state.valid_from),
-        _optional(connection, state and state.last_unchanged_at),
+        state and state.valid_from,
+        state and state.last_unchanged_at,
         state and state.from_kind,
         state and state.proven_for_all,
     )
 
 
-def _loss_rows(connection: Connection, judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
+def _unless(known: Answer | None, answer: Answer | None) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """The times of an answer; none if they are known already."""
+    return (None, None) if answer is None or answer == known else answer
+
+
+def _loss_rows(judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
     for user_id, loss in sorted(judged.waiting.items()):
-        yield (
-            *judged.flow,
-            user_id,
-            *loss.listed,
-            stamp(connection, loss.shown_asked_at),
-            *_answer(connection, loss.without),
-        )
+        yield (*judged.flow, user_id, *loss.listed, loss.shown_asked_at, *loss.without)
 
 
-def _state_rows(connection: Connection, judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
+def _state_rows(judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
     for state, valid_to in judged.ended:
         yield (
             *judged.flow,
-            stamp(connection, state.valid_from),
-            _optional(connection, state.last_unchanged_at),
-            stamp(connection, valid_to),
+            state.valid_from,
+            state.last_unchanged_at,
+            valid_to,
             *state.listed[:2],
             state.from_kind,
             state.proven_for_all,
@@ -240,32 +239,26 @@ def _write_events(connection: Connection, judged: Iterable[JudgedWorkflow], step
         (event.observed_at, each.flow, number, event) for each in judged for number, event in enumerate(each.events)
     ]
     events.sort(key=lambda each: each[:3])
-    rows = (_event_row(connection, flow, event, step) for _, flow, _, event in events)
+    rows = (_event_row(flow, event, step) for _, flow, _, event in events)
     insert_rows(connection, org_event, _EVENT, rows)
 
 
-def _event_row(connection: Connection, flow: FlowKey, event: Event, step: Step) -> tuple[Any, ...]:
+def _event_row(flow: FlowKey, event: Event, step: Step) -> tuple[Any, ...]:
     old, new = event.old or Listed(None, None, None), event.new or Listed(None, None, None)
     return (
         *(step.run_id, *flow, event.kind, event.user_id),
         *(old.name, new.name, old.cycle, new.cycle, old.editable, new.editable),
-        *(stamp(connection, event.last_unchanged_at), stamp(connection, event.observed_at)),
-        *(
-            event.users_before,
-            event.users_after,
-            event.proven_for_all,
-            event.unheard,
-            stamp(connection, step.decided_at),
-        ),
+        *(event.last_unchanged_at, event.observed_at, event.users_before, event.users_after),
+        *(event.proven_for_all, event.unheard, step.decided_at),
     )
 
 
-def _step_row(connection: Connection, of_story: StoryStep, step: Step) -> tuple[Any, ...]:
+def _step_row(of_story: StoryStep, step: Step) -> tuple[Any, ...]:
     versions = sorted((m.target_id, m.projected_version, m.version) for m in of_story.affected)
     return (
         step.run_id,
         of_story.org_id,
-        stamp(connection, step.decided_at),
+        step.decided_at,
         msgspec.json.encode(versions).decode(),
         msgspec.json.encode(_heard(of_story)).decode(),
     )
@@ -289,11 +282,3 @@ def _heard(of_story: StoryStep) -> Mapping[str, Any]:
         ],
         "back_from": optional_microseconds(of_story.context.last_end),
     }
-
-
-def _answer(connection: Connection, answer: Answer | None) -> tuple[Any, Any]:
-    return (None, None) if answer is None else (stamp(connection, answer[0]), stamp(connection, answer[1]))
-
-
-def _optional(connection: Connection, at: dt.datetime | None) -> Any:
-    return None if at is None else stamp(connection, at)

@@ -24,7 +24,7 @@ from etl.domain.diff import baseline, diff
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.schema import change_set, observation, sync_run, target, target_membership, workflow, workflow_change
-from etl.store.bulk import insert_rows, stamp
+from etl.store.bulk import insert_rows
 from etl.verify import Progress, verify
 from etl.verify.chain import ReplayedState
 
@@ -107,7 +107,7 @@ class Made:
         head = (self._number, *name, len(made), len(made), ids[-1], *[last[0].state_digest] * 3)
         columns = "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"
         self._insert(target, f"{columns} flow_count", [(*head, len(self._listing.flows))])
-        member = (self._number, self._number, 1, "all", "joined", stamp(self._connection, START), 129600)
+        member = (self._number, self._number, 1, "all", "joined", START, 129600)
         self._insert(target_membership, "id target_id run_id schedule kind at coverage_gap_seconds", [member])
         self._insert(change_set, _CHANGE_SET, [self._row(*each) for each in zip(ids, made, strict=True)])
         spans = [
@@ -132,7 +132,7 @@ class Made:
         before: tuple[Span, ...] = ()
         for version in range(1, self._asked.versions + 1):
             at = START + version * STEP
-            changes = self._changes(version, stamp(self._connection, at))
+            changes = self._changes(version, at)
             made = ChangeSet(
                 target=name,
                 version=version,
@@ -185,11 +185,9 @@ class Made:
     def _row(self, number: int, made: tuple[ChangeSet, str, str, int]) -> tuple[Any, ...]:
         content, parent, own, flow_count = made
         kinds = [change.kind for change in content.changes]
-        unchanged = content.last_unchanged_at
         return (
-            number, self._number, content.version, 1, content.kind, stamp(self._connection, content.observed_at),
-            unchanged and stamp(self._connection, unchanged), stamp(self._connection, content.observed_at),
-            content.spans[0].last_at and stamp(self._connection, content.spans[0].last_at) if content.spans else None,
+            number, self._number, content.version, 1, content.kind, content.observed_at,
+            content.last_unchanged_at, content.observed_at, content.spans[0].last_at if content.spans else None,
             flow_count, content.state_digest,
             *[kinds.count(kind) for kind in CHANGE_KINDS], None, content.data_hash, 1, parent, own,
         )  # fmt: skip
@@ -197,7 +195,7 @@ class Made:
     def _span(self, at: dt.datetime) -> tuple[Any, ...]:
         span = _span(at)
         times = (span.first_at, span.last_asked_at, span.last_at)
-        return (*(stamp(self._connection, time) for time in times), span.observations, span.longest_gap_seconds, False)
+        return (*times, span.observations, span.longest_gap_seconds, False)
 
     def _insert(self, table: Any, columns: str, rows: Any) -> None:
         insert_rows(self._connection, table, columns.split(), rows)
