@@ -25,7 +25,6 @@ from etl.cli.application import Application
 from etl.cli.notify import Notifications
 from etl.cli.options import Options, shared
 from etl.config import Schedule
-from etl.domain.model import VERDICTS
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.printable import counted
 from etl.report import health
@@ -33,7 +32,7 @@ from etl.report.conditions import CODES, Condition
 from etl.service.maintenance import ConditionWatcher, Maintenance
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
-from etl.service.runs import Identity, RunHooks
+from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
 from etl.service.verification import TimeStamps, Verification
 from etl.store import Store
 from etl.sync import RunReport
@@ -103,9 +102,9 @@ def _serve(app: Application, *, standby: bool) -> bool:
         _supervised(service),
         _listening(app, service, metrics, own),
         notifications.running(service),
-        watcher.running(),
-        verification.running(),
-        timestamps.running() if timestamps else nullcontext(),
+        watcher.loop,
+        verification.loop,
+        timestamps.loop if timestamps else nullcontext(),
         _maintenance(app, service),
     ):
         served = service.serve(standby=standby)
@@ -139,16 +138,7 @@ def _replica(
     app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnConditions
 ) -> Service:
     def finished(report: RunReport, schedule: Schedule) -> None:
-        tally = report.tally
-        metrics.run_ended(
-            schedule.name,
-            report.status,
-            report.duration_seconds,
-            verdicts=tally.verdicts,
-            changes=tally.changes,
-            failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
-            asked_again=tally.asked_again,
-        )
+        metrics.run_ended(report, schedule.name)
         own.finished(report, schedule)
         notifications.finished(report, schedule)
 
@@ -157,20 +147,22 @@ def _replica(
         metrics.know(schedule.name for schedule in schedules)
         return schedules
 
-    return Service(
+    runs = ScheduleRuns(
         app.run_context(store),
         Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
-        load,
         coverage_gap=app.settings.coverage_gap,
-        grace=app.settings.service.grace,
-        max_retired_share=app.settings.guard.max_emptied_share,
         batches=app.batches,
         clock=utc_now,
         hooks=RunHooks(started=notifications.started, finished=finished, crashed=notifications.crashed),
-        became=notifications.role_changed,
         remote=own.remote,
-        rosters=app.rosters(store),
         details=lambda schedule: app.details([schedule]),
+    )
+    return Service(
+        runs,
+        KnownSchedules(load, app.rosters(store)),
+        grace=app.settings.service.grace,
+        max_retired_share=app.settings.guard.max_emptied_share,
+        became=notifications.role_changed,
     )
 
 
@@ -242,7 +234,7 @@ def _maintenance(app: Application, service: Service) -> AbstractContextManager[o
         heads=HeadsFile(Path(kept.heads_file), engine) if kept.heads_file else None,
         has_receivers=bool(app.settings.notify),
         clock_is_right=lambda: _clock_is_right(app),
-    ).running()
+    ).loop
 
 
 def _verification_of(app: Application, store: Store, service: Service) -> Verification:

@@ -6,6 +6,7 @@ import datetime as dt
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,33 +58,26 @@ def keep_heads_once(file: Path, engine: Engine, now: dt.datetime) -> None:
         _log.warning("heads_file_failed", error=str(error), remedy=remedy)
 
 
+@dataclass(eq=False)
 class Maintenance:
     """Runs in a separate thread, so that a slow or full disk delays no run. It works while ``active``."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        active: Callable[[], bool],
-        clock: Callable[[], dt.datetime],
-        keep_runs: dt.timedelta | None,
-        heads: HeadsFile | None,
-        has_receivers: bool,
-        clock_is_right: Callable[[], bool | None] = lambda: True,
-    ) -> None:
-        """``clock_is_right``: None while unknown; nothing is deleted while it is False."""
-        self._store = store
-        self._active = active
-        self._clock = clock
-        self._keep_runs = keep_runs
-        self._heads = heads
-        self._has_receivers = has_receivers
-        self._clock_is_right = clock_is_right
-        self._loop = BackgroundLoop(
+    store: Store
+    _: KW_ONLY
+    active: Callable[[], bool]
+    clock: Callable[[], dt.datetime]
+    keep_runs: dt.timedelta | None
+    heads: HeadsFile | None
+    has_receivers: bool
+    clock_is_right: Callable[[], bool | None] = lambda: True
+    """None while unknown; nothing is deleted while it is False."""
+
+    def __post_init__(self) -> None:
+        self.loop = BackgroundLoop(
             "maintenance",
             self._step,
             first_after_seconds=TICK_SECONDS,
-            last_step=True,
+            last_step=True,  # for the last runs
             stop_within_seconds=_STOP_SECONDS,
         )
         self._seen: object = None
@@ -91,23 +85,16 @@ class Maintenance:
         self._prune_at = self._look_at = 0.0
         self._troubles: dict[str, str] = {}
 
-    def running(self) -> BackgroundLoop:
-        """Work while the block runs, and once more at its end, for the last runs."""
-        return self._loop
-
     def _step(self) -> float:
-        self._tick()
-        return TICK_SECONDS
-
-    def _tick(self) -> None:
-        if not self._active():
+        if not self.active():
             self._seen, self._active_since, self._prune_at = None, None, 0.0
-            return
+            return TICK_SECONDS
         self._active_since = self._active_since or time.monotonic()
-        if self._heads is not None:
-            self._attempt("heads_file", self._keep_heads, remedy=f"it is tried again; look at {self._heads.path}")
-        if self._keep_runs is not None and time.monotonic() >= self._prune_at and self._may_go_on():
+        if self.heads is not None:
+            self._attempt("heads_file", self._keep_heads, remedy=f"it is tried again; look at {self.heads.path}")
+        if self.keep_runs is not None and time.monotonic() >= self._prune_at and self._may_go_on():
             self._attempt("pruning", self._prune, remedy="it is tried again")
+        return TICK_SECONDS
 
     def _attempt(self, what: str, work: Callable[[], None], remedy: str) -> None:
         """Log a failure once, and the recovery. The service itself logs that the database is away."""
@@ -125,64 +112,54 @@ class Maintenance:
 
     def _keep_heads(self) -> None:
         """Append the heads. Only runs change them: there is nothing to do until one has begun, written or ended."""
-        assert self._heads is not None  # noqa: S101 - the caller looked
+        assert self.heads is not None  # noqa: S101 - the caller looked
         began = time.monotonic()
-        marks = self._store.marks()
-        if marks == self._seen or (began < self._look_at and not self._loop.stopping):
+        marks = self.store.marks()
+        if marks == self._seen or (began < self._look_at and not self.loop.stopping):
             return
-        append_heads(self._heads, self._clock())
+        append_heads(self.heads, self.clock())
         self._seen, self._look_at = marks, began + _SHARE * (time.monotonic() - began)
 
     def _prune(self) -> None:
-        assert self._keep_runs is not None  # noqa: S101 - the caller looked
+        assert self.keep_runs is not None  # noqa: S101 - the caller looked
         self._prune_at = time.monotonic() + PRUNE_SECONDS
-        now = self._clock()
-        gone = self._store.prune_runs(
-            now - self._keep_runs, now, has_receivers=self._has_receivers, go_on=self._may_go_on
-        )
+        now = self.clock()
+        gone = self.store.prune_runs(now - self.keep_runs, now, has_receivers=self.has_receivers, go_on=self._may_go_on)
         if gone.runs:
             _log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
 
     def _may_go_on(self) -> bool:
-        return self._active() and self._trusts_clock() and not self._loop.stopping
+        return self.active() and self._trusts_clock() and not self.loop.stopping
 
     def _trusts_clock(self) -> bool:
         """A clock that is years ahead would make every run look old."""
-        right = self._clock_is_right()
+        right = self.clock_is_right()
         if right is None:
             return time.monotonic() - (self._active_since or math.inf) >= UNSURE_SECONDS
         return right
 
 
+@dataclass(eq=False)
 class ConditionWatcher:
     """Runs in a separate thread, so that nothing slow delays a run."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        active: Callable[[], bool],
-        read: Callable[[], HealthSnapshot],
-        own: Callable[[], Sequence[Condition]],
-        clock: Callable[[], dt.datetime],
-        changed: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``read``: what the database knows; ``own``: what only this process knows; ``changed`` is called after
-        changes."""
-        self._store = store
-        self._active = active
-        self._read = read
-        self._own = own
-        self._clock = clock
-        self._changed = changed
+    store: Store
+    _: KW_ONLY
+    active: Callable[[], bool]
+    read: Callable[[], HealthSnapshot]
+    """What the database knows."""
+    own: Callable[[], Sequence[Condition]]
+    """What only this process knows."""
+    clock: Callable[[], dt.datetime]
+    changed: Callable[[], None] = lambda: None
+    """Called after changes."""
+
+    def __post_init__(self) -> None:
         self._not_before = 0.0
         self._unwritten: dict[tuple[str, str], Condition] = {}
         """Conditions of the database itself, which cannot be stored."""
         self._log: Any = structlog.get_logger("etl.service.conditions")
-
-    def running(self) -> BackgroundLoop:
-        """Watch while the block runs."""
-        return BackgroundLoop(
+        self.loop = BackgroundLoop(
             "conditions", self._step, first_after_seconds=TICK_SECONDS, stop_within_seconds=TICK_SECONDS
         )
 
@@ -197,18 +174,18 @@ class ConditionWatcher:
 
     def check(self) -> None:
         """Compare what is wrong now with what was wrong before."""
-        own = list(self._own())
+        own = list(self.own())
         self._log_database_conditions([each for each in conditions(own) if each.code in OF_THE_DATABASE])
-        if self._unwritten or not self._active() or time.monotonic() < self._not_before:
+        if self._unwritten or not self.active() or time.monotonic() < self._not_before:
             return
         began = time.monotonic()
-        found = self._read().conditions(own)
+        found = self.read().conditions(own)
         mine = {(each.code, each.cause) for each in own}
-        now = self._clock()
+        now = self.clock()
         # what an active replica stored about itself ends with its cause, not with what it reads back
         wrong = [each for each in found if each.code not in OF_THE_DATABASE]
         wrong = [each for each in wrong if each.code not in OF_THE_SERVICE or each.key in mine]
-        changes = self._store.keep_conditions([_open_condition(each, now) for each in wrong], now)
+        changes = self.store.keep_conditions([_open_condition(each, now) for each in wrong], now)
         self._not_before = time.monotonic() + _SHARE * (time.monotonic() - began)
         by_key = {each.key: each for each in wrong}
         for begun in changes.began:
@@ -216,7 +193,7 @@ class ConditionWatcher:
         for ended in changes.ended:
             self._log.info("condition_ended", code=ended.code, sentence=ended.said)
         if changes.began or changes.ended:
-            self._changed()
+            self.changed()
 
     def _log_database_conditions(self, found: Sequence[Condition]) -> None:
         now = {each.key: each for each in found}

@@ -30,6 +30,7 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, RunStatus
 from etl.gateway import Exchange
 from etl.report.health import HealthSnapshot
+from etl.sync import RunReport
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
 RUN_STATUSES: Final = tuple(status for status in get_args(RunStatus) if status != "running")
@@ -89,20 +90,21 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._others: frozenset[str] = frozenset()
         ProcessCollector(registry=registry)
-        self._runs = Counter("flowtrail_runs", "Runs that ended.", ["schedule", "status"], registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"flowtrail_{name}", text, labels, registry=registry)
+
+        self._runs = counter("runs", "Runs that ended.", "schedule", "status")
         self._run_seconds = Summary(
             "flowtrail_run_duration_seconds", "How long runs took.", ["schedule"], registry=registry
         )
-        self._targets = Counter("flowtrail_run_targets", "Targets that got a verdict.", ["verdict"], registry=registry)
-        self._asked_again = Counter(
-            "flowtrail_run_second_questions",
+        self._targets = counter("run_targets", "Targets that got a verdict.", "verdict")
+        self._asked_again = counter(
+            "run_second_questions",
             "Targets asked again at the end of a run: their answer removed something or was an empty first list.",
-            registry=registry,
         )
-        self._failures = Counter(
-            "flowtrail_run_failures", "Targets that failed in a run.", ["error_code"], registry=registry
-        )
-        self._changes = Counter("flowtrail_changes", "Changes recorded in the trail.", ["kind"], registry=registry)
+        self._failures = counter("run_failures", "Targets that failed in a run.", "error_code")
+        self._changes = counter("changes", "Changes recorded in the trail.", "kind")
         self._requests = Histogram(
             "flowtrail_gateway_request_duration_seconds",
             "From sending a request to having read its answer.",
@@ -110,16 +112,10 @@ class Metrics:
             registry=registry,
             buckets=_REQUEST_SECONDS,
         )
-        self._errors = Counter(
-            "flowtrail_gateway_errors", "Requests without a valid answer.", ["call", "error_code"], registry=registry
-        )
-        self._retries = Counter("flowtrail_gateway_retries", "Targets asked for once more.", registry=registry)
-        self._desyncs = Counter(
-            "flowtrail_gateway_desyncs",
-            "Connections that carried bytes of no request.",
-            registry=registry,
-        )
-        self._renewals = Counter("flowtrail_gateway_token_renewals", "Access tokens obtained.", registry=registry)
+        self._errors = counter("gateway_errors", "Requests without a valid answer.", "call", "error_code")
+        self._retries = counter("gateway_retries", "Targets asked for once more.")
+        self._desyncs = counter("gateway_desyncs", "Connections that carried bytes of no request.")
+        self._renewals = counter("gateway_token_renewals", "Access tokens obtained.")
         self._apply = Histogram(
             "flowtrail_database_apply_duration_seconds",
             "Transactions that write the outcomes of targets.",
@@ -165,29 +161,20 @@ class Metrics:
         """Record the duration of a transaction that writes outcomes, with its retries, whether it succeeded or not."""
         self._apply.observe(seconds)
 
-    def run_ended(
-        self,
-        schedule: str,
-        status: str,
-        seconds: float,
-        *,
-        verdicts: Mapping[str, int],
-        changes: Mapping[str, int],
-        failures: Mapping[str, int],
-        asked_again: int = 0,
-    ) -> None:
-        """Count a finished run; ``failures``: how many targets failed, by error code."""
-        self._asked_again.inc(asked_again)
-        label = self._label(schedule)
+    def run_ended(self, report: RunReport, schedule: str) -> None:
+        """Count a run that ended."""
+        tally, label = report.tally, self._label(schedule)
+        self._asked_again.inc(tally.asked_again)
         for each in RUN_STATUSES:
-            self._runs.labels(label, each).inc(each == status)
-        self._run_seconds.labels(label).observe(seconds)
-        for verdict, count in verdicts.items():
+            self._runs.labels(label, each).inc(each == report.status)
+        self._run_seconds.labels(label).observe(report.duration_seconds)
+        for verdict, count in tally.verdicts.items():
             self._targets.labels(verdict).inc(count)
-        for kind, count in changes.items():
+        for kind, count in tally.changes.items():
             self._changes.labels(kind).inc(count)
-        for code, count in failures.items():
-            self._failures.labels(_bounded(code)).inc(count)
+        for cause, count in tally.causes.items():
+            if cause not in VERDICTS:
+                self._failures.labels(_bounded(cause)).inc(count)
 
     def watch(self, status_now: Callable[[], ServiceStatus]) -> None:
         """Call ``status_now`` at every scrape, and expose its result. It must not raise. Call this once."""

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from typing import Final
 
 import structlog
@@ -18,10 +17,8 @@ from etl.config import Configured, Schedule
 from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.report.conditions import Condition
-from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
+from etl.service.runs import KnownSchedules, ScheduleRuns
 from etl.service.scheduler import Scheduler
-from etl.sync import DetailLimits, Rosters, RunContext
-from etl.sync.cluster import Cluster
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
@@ -43,7 +40,7 @@ _CHECKED_AGAIN: Final = "nothing is written meanwhile; it is looked at again eve
 class Service:
     """Runs schedules while it holds the lease; stands by while another replica does.
 
-    ``context.stop`` cuts requests off; it is set when the grace period is nearly over.
+    ``runs.context.stop`` cuts requests off; it is set when the grace period is nearly over.
     """
 
     role: str = "starting"
@@ -61,48 +58,30 @@ class Service:
 
     def __init__(
         self,
-        context: RunContext,
-        identity: Identity,
-        load: Callable[[], Sequence[Schedule]],
+        runs: ScheduleRuns,
+        schedules: KnownSchedules,
         *,
-        coverage_gap: dt.timedelta,
         grace: dt.timedelta,
         max_retired_share: float,
-        batches: Executor,
-        clock: Callable[[], dt.datetime],
-        hooks: RunHooks = RunHooks(),  # noqa: B008 - a constant
         became: Callable[[str], None] = lambda role: None,
-        remote: Callable[[], Cluster | None] = lambda: None,
-        rosters: Rosters | None = None,
-        details: Callable[[Schedule], DetailLimits | None] = lambda schedule: None,
     ) -> None:
-        self._context = context
-        self._identity = identity
-        self._schedules = KnownSchedules(load, rosters)
+        self._runs = runs
+        self._runs.ended = self._retire_after_reload
+        self._schedules = schedules
+        self._stopping = runs.stopping
+        self._store = runs.context.store
+        self._identity = str(runs.identity)
+        self._clock = runs.clock
         self._grace_seconds = grace.total_seconds()
         self._max_retired_share = max_retired_share
-        self._clock = clock
         self._became = became
         self._loop_alive_at = time.monotonic()
         self._scheduler_alive_at = math.inf
         self._waits_for_database = False
-        self._stopping = threading.Event()
         self._reload = threading.Event()
         self._wake = threading.Event()
         self._sweep_at = 0.0
-        self._scheduler = Scheduler(self._start_run, clock=clock, stop=self._stopping)
-        self._runs = ScheduleRuns(
-            context,
-            identity,
-            coverage_gap=coverage_gap,
-            batches=batches,
-            clock=clock,
-            stopping=self._stopping.is_set,
-            hooks=hooks,
-            ended=self._retire_after_reload,
-            remote=remote,
-            details=details,
-        )
+        self._scheduler = Scheduler(self._start_run, clock=self._clock, stop=self._stopping)
         self.log = structlog.get_logger("etl.service.replica")
 
     # ------------------------------------------------------------------------------------------- start and stop
@@ -122,7 +101,7 @@ class Service:
         self._scheduler.replace(self.schedules)
         self._scheduler.pause()
         self._scheduler.start()
-        self.log.info("service_started", replica=str(self._identity), schedules=[s.name for s in self.schedules])
+        self.log.info("service_started", replica=self._identity, schedules=[s.name for s in self.schedules])
         try:
             self._loop()
         finally:
@@ -226,9 +205,9 @@ class Service:
 
     def _tick(self) -> None:
         if not self._take_lease():
-            self._other = self._context.store.lease_holder(LEASE) or self._other
+            self._other = self._store.lease_holder(LEASE) or self._other
             self._set_role("standing_by", active=self._other)
-        elif self._set_role("active", replica=str(self._identity), **self._previous_replica()):
+        elif self._set_role("active", replica=self._identity, **self._previous_replica()):
             self._abort_abandoned_runs()
             self._expand_rosters()
             self._retire()
@@ -243,7 +222,7 @@ class Service:
         return {"instead_of": self._other} if self.role == "standing_by" and self._other else {}
 
     def _take_lease(self) -> bool:
-        return self._context.store.take_lease(LEASE, str(self._identity))
+        return self._store.take_lease(LEASE, self._identity)
 
     def _lose_database(self, error: DatabaseError) -> None:
         before = self.database_condition
@@ -277,11 +256,11 @@ class Service:
         self.log.info("stopping", grace_seconds=self._grace_seconds)
         patience = max(0.0, self._grace_seconds - _COMMIT_SECONDS)
         ended = self._scheduler.shutdown(patience) and self._runs.wait(patience - (time.monotonic() - began))
-        self._context.stop.set()
+        self._runs.context.stop.set()
         if not ended:
             ended = self._runs.wait(self._grace_seconds - (time.monotonic() - began))
         with contextlib.suppress(DatabaseError):
-            self._context.store.release_lease(LEASE, str(self._identity))
+            self._store.release_lease(LEASE, self._identity)
         self.ended = ended
         self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
 
@@ -313,7 +292,7 @@ class Service:
         with contextlib.suppress(DatabaseError):  # the loop says so, and the last rosters stand
             if self.role != "active" or not self._schedules.refresh_rosters():
                 return
-            lacked = self._schedules.lack_a_roster
+            lacked = any(schedule.unlisted for schedule in self.schedules)
             self._expand_rosters()
             self._retire()
             if lacked:
@@ -323,7 +302,7 @@ class Service:
         """Retire the targets that are in no schedule, nor in a run under way: those are retired when it ends."""
         configured = Configured([*self.schedules, *self._runs.running])
         share, names = self._max_retired_share, configured.names
-        done = self._context.store.retire_others(configured, self._clock(), share, names)
+        done = self._store.retire_others(configured, self._clock(), share, names)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_sample(done.retired))
         if done.refused:
@@ -337,7 +316,7 @@ class Service:
     def _abort_abandoned_runs(self) -> bool:
         """Abort the runs whose heartbeat has stopped; return whether there were any."""
         self._sweep_at = time.monotonic() + SWEEP_SECONDS
-        dead = self._context.store.abort_abandoned_runs(self._clock())
+        dead = self._store.abort_abandoned_runs(self._clock())
         for run_id in dead:
             self.log.warning("run_aborted", run_id=run_id, why="its heartbeat stopped", remedy="its slot is caught up")
         return bool(dead)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import msgspec
@@ -63,34 +63,25 @@ class RunHooks:
     """A run ended without a report."""
 
 
+@dataclass(eq=False)
 class ScheduleRuns:
     """Runs schedules, each in the thread that asks for it."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        identity: Identity,
-        *,
-        coverage_gap: dt.timedelta,
-        batches: Executor,
-        clock: Callable[[], dt.datetime],
-        stopping: Callable[[], bool],
-        hooks: RunHooks,
-        ended: Callable[[Schedule], None],
-        remote: Callable[[], Cluster | None],
-        details: Callable[[Schedule], DetailLimits | None],
-    ) -> None:
-        """``ended`` is called after every run that did not crash, with or without a report."""
-        self._context = context
-        self._identity = identity
-        self._coverage_gap = coverage_gap
-        self._batches = batches
-        self._clock = clock
-        self._stopping = stopping
-        self._hooks = hooks
-        self._ended = ended
-        self._remote = remote
-        self._details = details
+    context: RunContext
+    identity: Identity
+    _: KW_ONLY
+    coverage_gap: dt.timedelta
+    batches: Executor
+    clock: Callable[[], dt.datetime]
+    hooks: RunHooks
+    remote: Callable[[], Cluster | None] = lambda: None
+    details: Callable[[Schedule], DetailLimits | None] = lambda schedule: None
+    ended: Callable[[Schedule], None] = lambda schedule: None
+    """Called after every run that did not crash, with or without a report."""
+
+    def __post_init__(self) -> None:
+        self.stopping = threading.Event()
+        """Once it is set, no run begins."""
         self._busy: dict[str, threading.Lock] = {}
         self._running: dict[str, Schedule] = {}
         self._log: Any = structlog.get_logger("etl.service.runs")
@@ -118,8 +109,8 @@ class ScheduleRuns:
     def catch_up(self, schedules: Iterable[Schedule]) -> None:
         """Catch up on slots that passed while no replica was active: one run per schedule, however many slots."""
         for schedule in schedules:
-            served = self._context.store.served_until(schedule.name)
-            now = self._clock()
+            served = self.context.store.served_until(schedule.name)
+            now = self.clock()
             due = schedule.slots.latest_until(now)
             if served is not None and due is not None and not is_served(due, served, now):
                 threading.Thread(
@@ -132,17 +123,17 @@ class ScheduleRuns:
         if not lock.acquire(blocking=False):
             return
         try:
-            if not self._stopping():
+            if not self.stopping.is_set():
                 self._running[schedule.name] = schedule
                 self._run(schedule, slot, origin)
                 del self._running[schedule.name]
-                self._ended(schedule)
+                self.ended(schedule)
         except DatabaseError as error:
             self._log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
-            self._hooks.crashed(schedule, str(error))
+            self.hooks.crashed(schedule, str(error))
         except Exception:
             self._log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
-            self._hooks.crashed(schedule, "the run crashed: the log says how")
+            self.hooks.crashed(schedule, "the run crashed: the log says how")
         finally:
             self._running.pop(schedule.name, None)
             lock.release()
@@ -151,35 +142,35 @@ class ScheduleRuns:
         if not schedule.targets:
             self._log.warning("no_roster", schedule=schedule.name, remedy="its slot is caught up when one has come")
             return
-        due = self._context.store.due(schedule.name, slot)
-        if is_served(slot, due.served, self._clock()):
+        due = self.context.store.due(schedule.name, slot)
+        if is_served(slot, due.served, self.clock()):
             return
         self._warn_if_clock_went_back(schedule, slot, due.served)
         new_run = NewRun(
             origin=origin,
-            host=self._identity.host,
-            pid=self._identity.pid,
+            host=self.identity.host,
+            pid=self.identity.pid,
             targets=len(schedule.targets),
             lists={schedule.name: schedule.targets},
-            gaps={schedule.name: schedule.coverage_gap or self._coverage_gap},
+            gaps={schedule.name: schedule.coverage_gap or self.coverage_gap},
             schedule=schedule.name,
             scheduled_for=due.free,
             missed=self._missed(schedule, due.before or due.served, slot),
         )
-        self._hooks.started(schedule)
+        self.hooks.started(schedule)
         with structlog.contextvars.bound_contextvars(schedule=schedule.name):
             report = sync.run(
-                self._context,
+                self.context,
                 new_run,
                 schedule.targets,
-                self._batches,
-                clock=self._clock,
-                remote=self._remote(),
-                details=self._details(schedule),
+                self.batches,
+                clock=self.clock,
+                remote=self.remote(),
+                details=self.details(schedule),
             )
             if report is not None:
                 self._run_logger.log(report, new_run)
-                self._hooks.finished(report, schedule)
+                self.hooks.finished(report, schedule)
 
     def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
         if served is not None and served > slot:
@@ -192,14 +183,14 @@ class ScheduleRuns:
         """How many slots were missed since ``before``; a slot whose run was aborted counts as missed."""
         if before is None or slot <= before:
             return 0
-        aborted = self._context.store.was_aborted(schedule.name, slot)
+        aborted = self.context.store.was_aborted(schedule.name, slot)
         return schedule.slots.count_between(before, slot) + int(aborted)
 
 
 class KnownSchedules:
     """Safe to use from several threads."""
 
-    def __init__(self, load: Callable[[], Sequence[Schedule]], rosters: Rosters | None) -> None:
+    def __init__(self, load: Callable[[], Sequence[Schedule]], rosters: Rosters | None = None) -> None:
         self._load = load
         self._rosters = rosters
         self._configured: Sequence[Schedule] = ()
@@ -233,11 +224,6 @@ class KnownSchedules:
         if not orgs:
             return False
         return any(each.moves for each in self._rosters.refresh(orgs))
-
-    @property
-    def lack_a_roster(self) -> bool:
-        """Whether a schedule waits for a first roster."""
-        return any(schedule.unlisted for schedule in self.current)
 
     def since(self, now: dt.datetime) -> Mapping[str, dt.datetime]:
         """Since when this process has known each schedule, in terms of the clock that says ``now``."""

@@ -110,12 +110,6 @@ class Scheduler:
     def resume(self) -> None:
         self._paused = False
 
-    def next_fire_times(self) -> dict[str, dt.datetime]:
-        """The next slot of each schedule, without its jitter."""
-        now = self._clock()
-        with self._lock:
-            return {name: plan.slot or plan.slots.next_after(now) for name, plan in sorted(self._plans.items())}
-
     def shutdown(self, wait_seconds: float) -> bool:
         """Start nothing more, and wait up to ``wait_seconds`` for what is running; True if all of it has finished.
 

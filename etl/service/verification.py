@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -17,10 +18,12 @@ from etl.store import Store
 from etl.store.lease import Verified
 from etl.system.background import BackgroundLoop
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # its libraries come with an extra
     from etl.signing.timestamps import TimeStamp
 
 LOOK_SECONDS: Final = 60.0
+AGAIN_SECONDS: Final = 600.0
+"""How long to wait after a failed request for a time stamp."""
 _REMEDY: Final = "keep a copy of the database as it is, then run `flowtrail verify`"
 _REST_SHARE: Final = 1.0
 """It rests as long as it has worked, so it takes at most half of a processor."""
@@ -33,39 +36,28 @@ class _Stopped(Exception):
     """The service ends or is no longer active; the next active replica begins the check again."""
 
 
+@dataclass(eq=False)
 class Verification:
     """Runs in a separate thread. A finding stops nothing: it becomes a condition, and is logged."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        store: Store,
-        *,
-        active: Callable[[], bool],
-        clock: Callable[[], dt.datetime],
-        every: dt.timedelta | None,
-        full: dt.timedelta | None,
-        keys: Sequence[verify.PublicKey] = (),
-    ) -> None:
-        """``every`` and ``full``: how often; None: never. ``keys``: the keys of valid signatures; empty: not
-        checked."""
-        self._engine = engine
-        self._store = store
-        self._active = active
-        self._clock = clock
-        self._every = every
-        self._full = full
-        self._keys = keys
-        self._loop = BackgroundLoop(
+    engine: Engine
+    store: Store
+    _: KW_ONLY
+    active: Callable[[], bool]
+    clock: Callable[[], dt.datetime]
+    every: dt.timedelta | None
+    """How often what is new is checked, and how often all of it is (``full``); None: never."""
+    full: dt.timedelta | None
+    keys: Sequence[verify.PublicKey] = ()
+    """The keys of valid signatures; empty: not checked."""
+
+    def __post_init__(self) -> None:
+        self.loop = BackgroundLoop(
             "verification", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_STOP_SECONDS
         )
         self._checked_at: dt.datetime | None = None
         """The time of the last check; before the first one, since when this replica has been active."""
         self._log: Any = structlog.get_logger("etl.service.verification")
-
-    def running(self) -> BackgroundLoop:
-        """Check when a check is due, while the block runs."""
-        return self._loop
 
     def _step(self) -> float:
         try:
@@ -78,15 +70,15 @@ class Verification:
 
     def check_if_due(self) -> None:
         """Check what is due, if anything."""
-        if not self._active():
+        if not self.active():
             return
-        now, done = self._clock(), {each.kind: each for each in self._store.verified()}
+        now, done = self.clock(), {each.kind: each for each in self.store.verified()}
         latest = max(done.values(), key=lambda each: each.ended_at, default=None)
         known = [at for at in (latest and latest.ended_at, self._checked_at) if at is not None]
         self._checked_at = max(known, default=now)
-        if _is_due(done.get("full"), self._full, now):
+        if _is_due(done.get("full"), self.full, now):
             self._check("full")
-        elif _is_due(latest, self._every, now):
+        elif _is_due(latest, self.every, now):
             self._check_what_is_new(latest)
 
     def _check_what_is_new(self, latest: Verified | None) -> None:
@@ -99,33 +91,33 @@ class Verification:
 
     def condition(self) -> Condition | None:
         """The condition that a check is long overdue."""
-        at, every = self._checked_at, self._every
-        if every is None or at is None or not self._active() or self._clock() - at <= _OVERDUE * every:
+        at, every = self._checked_at, self.every
+        if every is None or at is None or not self.active() or self.clock() - at <= _OVERDUE * every:
             return None
         summary = f"The trail should be checked every {every}; last check at {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
         return Condition("verify_overdue", summary, since=at)
 
     def _check(self, kind: str, since: int = 0) -> None:
         """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""
-        began, throttle = self._clock(), _Throttle(self._may_continue, self._loop.wait)
+        began, throttle = self.clock(), _Throttle(self._may_continue, self.loop.wait)
         through, sealing = [verify.Progress(0, 0, 0, 0)], verify.Sealing(last=since)
 
         def report(progress: verify.Progress) -> None:
             through[0] = progress
             throttle.rest()
 
-        found = verify.verify(self._engine, since=since, progress=report, sealing=sealing, keys=self._keys)
+        found = verify.verify(self.engine, since=since, progress=report, sealing=sealing, keys=self.keys)
         findings = [str(finding) for finding in found]
         if kind == "full":
-            whole = database.integrity(self._engine)
+            whole = database.integrity(self.engine)
             findings += [f"the file is damaged: {said}" for said in whole.damage]
         done = through[0]
         sums = {"targets": done.targets, "change_sets": done.change_sets, "last_seal": sealing.last}
-        self._store.keep_verified(
+        self.store.keep_verified(
             Verified(
                 kind=kind,
                 began_at=began,
-                ended_at=self._clock(),
+                ended_at=self.clock(),
                 **sums,
                 findings=len(findings),
                 finding="".join(findings[:1]),
@@ -136,7 +128,7 @@ class Verification:
         self._log.info("verified", kind=kind, after_seal=since, **sums, findings=len(findings))
 
     def _may_continue(self) -> bool:
-        return self._active() and not self._loop.stopping
+        return self.active() and not self.loop.stopping
 
 
 class _Throttle:
@@ -162,44 +154,28 @@ def _is_due(done: Verified | None, every: dt.timedelta | None, now: dt.datetime)
     return every is not None and (done is None or not now - every < done.ended_at <= now)
 
 
-if TYPE_CHECKING:  # its libraries come with an extra
-    from etl.signing.timestamps import TimeStamp
-
-AGAIN_SECONDS: Final = 600.0
-"""How long to wait after a failed request."""
-
-
+@dataclass(eq=False)
 class TimeStamps:
     """Runs in a separate thread: no run or seal waits for an authority. A failure is a condition."""
 
-    def __init__(
-        self,
-        store: Store,
-        request: Callable[[bytes], TimeStamp],
-        *,
-        active: Callable[[], bool],
-        clock: Callable[[], dt.datetime],
-        every: dt.timedelta,
-    ) -> None:
-        """``request`` asks the authority once; it raises SigningError."""
-        self._store = store
-        self._request = request
-        self._active = active
-        self._clock = clock
-        self._every = every
+    store: Store
+    request: Callable[[bytes], TimeStamp]
+    """Asks the authority once; it raises SigningError."""
+    _: KW_ONLY
+    active: Callable[[], bool]
+    clock: Callable[[], dt.datetime]
+    every: dt.timedelta
+
+    def __post_init__(self) -> None:
         self._failing: Condition | None = None
-        self._loop = BackgroundLoop(
+        self.loop = BackgroundLoop(
             "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_STOP_SECONDS
         )
         self._log: Any = structlog.get_logger("etl.service.verification")
 
-    def running(self) -> BackgroundLoop:
-        """Ask when a stamp is due, while the block runs."""
-        return self._loop
-
     def condition(self) -> Condition | None:
         """The last request failed."""
-        return self._failing if self._active() else None
+        return self._failing if self.active() else None
 
     def _step(self) -> float:
         try:
@@ -212,26 +188,26 @@ class TimeStamps:
 
     def stamp_if_due(self) -> None:
         """Have the last seal stamped, if that is due. Raises DatabaseError."""
-        last = self._store.last_seal() if self._active() else None
+        last = self.store.last_seal() if self.active() else None
         if last is None or last.seal_id == last.stamped_seal or not self._is_due(last.stamped_at):
             return
         try:
-            stamp = self._request(last.message)
+            stamp = self.request(last.message)
         except SigningError as error:
             self._fail(last.seal_id, str(error))
             return
-        if self._store.keep_timestamp(last.seal_id, stamp.at, stamp.token):
+        if self.store.keep_timestamp(last.seal_id, stamp.at, stamp.token):
             self._log.info("seal_stamped", seal=last.seal_id, at=str(stamp.at))
         self._failing = None
 
     def _is_due(self, stamped_at: dt.datetime | None) -> bool:
         """Whether a stamp is due. One ahead of now was made while our clock was wrong, or the authority's clock is."""
-        now = self._clock()
-        return stamped_at is None or not now - self._every < stamped_at <= now + self._every
+        now = self.clock()
+        return stamped_at is None or not now - self.every < stamped_at <= now + self.every
 
     def _fail(self, seal_id: int, error: str) -> None:
         summary = f"No time stamp could be got for seal {seal_id}: {error.removesuffix('.')}"
-        since = self._failing.since if self._failing else self._clock()
+        since = self._failing.since if self._failing else self.clock()
         if self._failing is None:
             self._log.warning("timestamp_failed", error=error, remedy="it is asked for again; no run waits for it")
         self._failing = Condition("timestamps_failing", summary, since=since)

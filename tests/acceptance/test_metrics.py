@@ -24,6 +24,7 @@ from etl.gateway import errors
 from etl.report.conditions import CODES as CONDITIONS
 from etl.report.health import HealthSnapshot, Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
+from etl.sync import RunReport, Tally
 from tests.support.builders import numbered
 from tests.support.enos import Fault, LocalGateway
 from tests.support.postgres import free_port
@@ -210,8 +211,9 @@ def test_the_schedules_beyond_a_thousand_are_exported_together() -> None:
     metrics = Metrics()
     metrics.know(names)
     metrics.watch(lambda: status_now(snapshot=snapshot(last_success_at=success, overdue=late)))
+    ended = RunReport(run_id=1, status="succeeded", duration_seconds=1.0, targets=0, tally=Tally())
     for name in names:
-        metrics.run_ended(name, "succeeded", 1.0, verdicts={}, changes={}, failures={})
+        metrics.run_ended(ended, name)
     samples = of(metrics.render("")[0].decode())
     schedules = {dict(labels)["schedule"] for _, labels in samples if "schedule" in dict(labels)}
     assert schedules == {*names[:MOST_SCHEDULES], OTHERS}

@@ -415,7 +415,7 @@ def test_only_the_active_replica_keeps_heads_and_forgets_runs(diary: Diary, tmp_
     diary.answer([flow(1)], after(hours=1))
     kept = HeadsFile(tmp_path / "heads.jsonl", diary.engine)
     for active in (False, True):
-        with maintenance(diary.engine, heads=kept, active=lambda active=active: active).running():
+        with maintenance(diary.engine, heads=kept, active=lambda active=active: active).loop:
             pass  # it looks once more when it ends
         assert kept.path.exists() is active
 
@@ -430,7 +430,7 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
     kept = runs.add(age_days=10, issues=1)
     asked = threading.Semaphore(0)
     keep = dt.timedelta(days=400)
-    with maintenance(engine, keep_runs=keep, clock_is_right=lambda: asked.release() or right).running():
+    with maintenance(engine, keep_runs=keep, clock_is_right=lambda: asked.release() or right).loop:
         for _ in range(2):
             assert asked.acquire(timeout=60)
         if right:

@@ -326,11 +326,11 @@ BUGS = (
          "        pass",
          "test_migrations"),
     _bug("a service serves two slots that it missed", "etl/service/runs.py",
-         "        if is_served(slot, due.served, self._clock()):\n            return\n",
+         "        if is_served(slot, due.served, self.clock()):\n            return\n",
          '        if origin == "catch_up":\n'
          '            self._run(schedule, slot - dt.timedelta(hours=1), "schedule")\n'
-         "            due = self._context.store.due(schedule.name, slot)\n"
-         "        if is_served(slot, due.served, self._clock()):\n"
+         "            due = self.context.store.due(schedule.name, slot)\n"
+         "        if is_served(slot, due.served, self.clock()):\n"
          "            return\n",
          DOWNTIME),
 )  # fmt: skip

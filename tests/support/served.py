@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from etl.config import Schedule
 from etl.domain.model import Flow, Snapshot, Target
 from etl.service.replica import Service
-from etl.service.runs import Identity, RunHooks
+from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
 from etl.store import Store
 from etl.sync import RunReport
 from tests.support.contexts import run_context
@@ -77,17 +77,16 @@ class Served:
         context, batches = self._resources.enter_context(
             run_context(Store(engine, stop), Gateway(clock, asked), stop=stop)
         )
-        self.service = Service(
+        runs = ScheduleRuns(
             context,
             Identity("here", 1, "test"),
-            lambda: self.schedules() if callable(self.schedules) else self.schedules,
             coverage_gap=dt.timedelta(hours=36),
-            grace=dt.timedelta(seconds=10),
-            max_retired_share=0.2,
             batches=batches,
             clock=clock,
             hooks=RunHooks(finished=self._finished),
         )
+        known = KnownSchedules(lambda: self.schedules() if callable(self.schedules) else self.schedules)
+        self.service = Service(runs, known, grace=dt.timedelta(seconds=10), max_retired_share=0.2)
         self._thread = threading.Thread(target=self.service.serve, daemon=True)
         self._thread.start()
 
