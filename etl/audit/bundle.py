@@ -14,13 +14,15 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, select
 
 from etl.audit import check
-from etl.audit.extent import Contents, Extent, Range, contents, made_in, rows_in
+from etl.audit.extent import Contents, Extent, contents, made_in, rows_in
 from etl.database import STREAMED, reading
 from etl.domain.answers import KeptAnswer, data_of
 from etl.errors import DatabaseError, FlowtrailError
@@ -275,19 +277,12 @@ def _hashes(connection: Connection, contents: Contents, name: str) -> Iterator[R
 
 
 def _openings(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
-    """The list of each target whose versions do not begin with the first, by its first version here."""
-    for chunk in contents.ranges.chunks():
-        opening = [each for each in chunk if each.first > 1]
-        listed = _lists(connection, opening) if opening else {}
-        for each in opening:
-            key = connection.execute(select(*TARGET_KEY).where(target.c.id == each.target_id)).one()
-            yield (*key, each.first, listed.get(each.target_id, []))
+    """The list of each target whose versions do not begin with the first, by its first version here.
 
+    Each list is ``[flow_id, flow_name, cycle, editable]`` of each workflow, by flow_id.
+    """
 
-def _lists(connection: Connection, ranges: Sequence[Range]) -> dict[int, list[list[Any]]]:
-    """``[flow_id, flow_name, cycle, editable]`` of each workflow at the first version of each range, by flow_id."""
-
-    def flows(own: Any) -> Select[Any]:
+    def listed(own: Any) -> Select[Any]:
         of_flow = (change_set.c.target_id, workflow_change.c.flow_id)
         latest = (
             select(
@@ -299,13 +294,14 @@ def _lists(connection: Connection, ranges: Sequence[Range]) -> dict[int, list[li
             .where(change_set.c.target_id == own.target_id, change_set.c.version <= own.first)
             .subquery("latest")
         )
-        columns = latest.c[:5]
-        return select(*columns).where(latest.c.nth == 1, latest.c.kind != "removed").order_by(*columns[:2])
+        there = and_(latest.c.target_id == target.c.id, latest.c.nth == 1, latest.c.kind != "removed")
+        query = select(*TARGET_KEY, own.first, *latest.c[1:5]).join_from(target, latest, there, isouter=True)
+        return query.where(target.c.id == own.target_id).order_by(*TARGET_KEY, latest.c.flow_id)
 
-    found: dict[int, list[list[Any]]] = {}
-    for target_id, *flow in rows_in(connection, [ranges], flows):
-        found.setdefault(target_id, []).append(flow)
-    return found
+    later = ([each for each in chunk if each.first > 1] for chunk in contents.ranges.chunks())
+    rows = rows_in(connection, filter(None, later), listed)
+    for opening, flows in groupby(rows, itemgetter(0, 1, 2, 3)):
+        yield (*opening, [list(row[4:]) for row in flows if row[4] is not None])
 
 
 def _change_sets(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:

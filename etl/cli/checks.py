@@ -152,7 +152,7 @@ def _signing(app: Application) -> str:
 
 
 def _timestamp(url: str) -> str:
-    stamp = signing.request_timestamp(url, b"flowtrail check")
+    stamp = signing.timestamps_by(url)(b"flowtrail check")
     return f"{url} answers; its clock says {stamp.at:%Y-%m-%d %H:%M:%S} UTC"
 
 

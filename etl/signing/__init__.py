@@ -40,13 +40,8 @@ def load_public_key(file: Path) -> PublicKey:
     return PublicKey.load(file)
 
 
-def request_timestamp(url: str, message: bytes) -> TimeStamp:
-    """Ask a time-stamp authority (RFC 3161) for a token over ``message``. Raises SigningError with one sentence."""
-    return timestamps_by(url)(message)
-
-
 def timestamps_by(url: str) -> Callable[[bytes], TimeStamp]:
-    """What asks that authority, as ``request_timestamp`` does."""
+    """What asks a time-stamp authority (RFC 3161) for a token over a message. Raises SigningError with one sentence."""
     with _extra():
         from etl.signing.timestamps import request
     return partial(request, url)

@@ -150,49 +150,33 @@ def _stored(of: Table, names: str) -> Iterator[ColumnElement[Any]]:
     return (_Stored(of.c[name]).label(None) for name in names.split())
 
 
-_AFTER: Final = target.c.id > bindparam("after")
-_TARGETS: Final = (
-    select(
-        *_stored(
-            target, "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"
-        ),
-        *_stored(target, "flow_count consecutive_failures last_error_code last_error held_since"),
-    )
-    .where(_AFTER)
-    .order_by(target.c.id)
+def _of_targets(table: Table, names: str, *order: Column[Any]) -> Select[Any]:
+    """These columns of a table, after the target's id, in the order of the targets above ``after``."""
+    query = select(target.c.id, *_stored(table, names)).where(target.c.id > bindparam("after"))
+    joined = query if table is target else query.join_from(target, table, table.c.target_id == target.c.id)
+    return joined.order_by(target.c.id, *order)
+
+
+_TARGETS: Final = _of_targets(
+    target,
+    "org_id user_id expression version fence observation_id answer_digest data_hash state_digest flow_count "
+    "consecutive_failures last_error_code last_error held_since",
 )
-_CHANGE_SETS: Final = (
-    select(
-        target.c.id,
-        *_stored(
-            change_set, "version id kind observed_at last_unchanged_at asked_at previous_at held_asked_at held_at"
-        ),
-        *_stored(change_set, f"flow_count state_digest {' '.join(CHANGE_KINDS)} approved_by approved_scope data_hash"),
-        *_stored(change_set, "format parent_hash hash"),
-    )
-    .join_from(target, change_set, change_set.c.target_id == target.c.id)
-    .where(_AFTER)
-    .order_by(target.c.id, change_set.c.version)
+_CHANGE_SETS: Final = _of_targets(
+    change_set,
+    "version id kind observed_at last_unchanged_at asked_at previous_at held_asked_at held_at flow_count state_digest "
+    f"{' '.join(CHANGE_KINDS)} approved_by approved_scope data_hash format parent_hash hash",
+    change_set.c.version,
 )
 _CHANGES: Final = (
-    select(target.c.id, *_stored(change_set, "version"), *_stored(workflow_change, " ".join(Change.__struct_fields__)))
-    .join_from(target, change_set, change_set.c.target_id == target.c.id)
+    _of_targets(change_set, "version", change_set.c.version)
+    .add_columns(*_stored(workflow_change, " ".join(Change.__struct_fields__)))
     .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
-    .where(_AFTER)
-    .order_by(target.c.id, change_set.c.version)
 )
-_SPANS: Final = (
-    select(target.c.id, *_stored(observation, f"version id {' '.join(Span.__struct_fields__)}"))
-    .join_from(target, observation, observation.c.target_id == target.c.id)
-    .where(_AFTER)
-    .order_by(target.c.id, observation.c.version, observation.c.id)
+_SPANS: Final = _of_targets(
+    observation, f"version id {' '.join(Span.__struct_fields__)}", observation.c.version, observation.c.id
 )
-_WORKFLOWS: Final = (
-    select(target.c.id, *_stored(workflow, " ".join(WorkflowRow._fields)))
-    .join_from(target, workflow, workflow.c.target_id == target.c.id)
-    .where(_AFTER)
-    .order_by(target.c.id)
-)
+_WORKFLOWS: Final = _of_targets(workflow, " ".join(WorkflowRow._fields))
 TOUCHED: Final = union(
     select(change_set.c.target_id)
     .join(run_seal, run_seal.c.run_id == change_set.c.run_id)

@@ -73,11 +73,11 @@ class PublicKey(Protocol):
 class Signatures:
     """Follows the seals. Without public keys it only notices missing signatures."""
 
-    def __init__(self, keys: Sequence[PublicKey], sealing: Sealing, *, signed_before: bool) -> None:
-        """``signed_before``: a seal before the first one passed to ``require`` is signed."""
+    def __init__(self, keys: Sequence[PublicKey], sealing: Sealing) -> None:
+        self.signed = False
+        """Whether a seal before the next one is signed."""
         self._keys = {key.key_id: key for key in keys}
         self._went = sealing
-        self._signed = signed_before
         self._stranger: str | None = None
         """The key of the previous seal if it is none of them: of consecutive seals with one unknown key, only the first
         is reported."""
@@ -86,10 +86,10 @@ class Signatures:
         """Raise Broken if the signature of a seal is missing, or is not by one of the keys."""
         place = f"run_seal {row.id}.signature"
         if row.signature is None or row.key_id is None:
-            if self._signed or row.signature is not row.key_id:
+            if self.signed or row.signature is not row.key_id:
                 raise Broken(place, Verbatim("there, since a seal before it is signed"), row.signature)
             return
-        self._signed = True
+        self.signed = True
         self._went.signed += 1
         if not self._keys:
             return
@@ -106,7 +106,7 @@ class Signatures:
 
     def none_at_all(self) -> Iterator[Finding]:
         """A finding if keys were given and no seal is signed."""
-        if self._keys and self._went.seals and not self._signed:
+        if self._keys and self._went.seals and not self.signed:
             wanted = "on some seal, since a public key was given"
             yield Finding(what="run_seal.signature", expected=wanted, found=f"on none of {self._went.seals}")
 
@@ -119,14 +119,13 @@ class Links:
 
     def __init__(self, engine: Engine, since: int, sealing: Sealing, keys: Sequence[PublicKey] = ()) -> None:
         self._engine = engine
-        self._keys = keys
         self._sealing = sealing
         self._number = since
         self._seal: str | None = None
         self._sealed_at = _LONG_AGO
         self._trails: Sequence[Row[Any]] = ()
         self._trail_id = ""
-        self._signatures = Signatures((), sealing, signed_before=False)
+        self._signatures = Signatures(keys, sealing)
 
     def follow(self) -> Iterator[Finding]:
         try:
@@ -154,8 +153,7 @@ class Links:
 
     def _begin(self, connection: Connection) -> None:
         self._trails = connection.execute(_TRAILS).all()
-        signed = connection.execute(select(_SIGNED), {"id": self._number}).scalar_one()
-        self._signatures = Signatures(self._keys, self._sealing, signed_before=signed)
+        self._signatures.signed = connection.execute(select(_SIGNED), {"id": self._number}).scalar_one()
         if self._number:
             before = connection.execute(_BEFORE, {"id": self._number}).first()
             if before is None:

@@ -153,7 +153,7 @@ def test_signatures_time_stamps_and_the_checker_are_in_it(engine: Engine, said: 
     last = house.store.last_seal()
     assert last is not None
     with served(Authority(tmp_path / "tsa").answer) as url:
-        stamp = signing.request_timestamp(url, last.message)
+        stamp = signing.timestamps_by(url)(last.message)
     house.store.keep_timestamp(1, stamp.at, stamp.token)
     bundle, _ = written(house)
     code, printed = said(bundle, "--public-key", tmp_path / "seal.pem.pub")

@@ -106,7 +106,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     assert last is not None
     authority = Authority(folder / "tsa")
     with served(authority.answer) as url:
-        stamp = signing.request_timestamp(url, last.message)
+        stamp = signing.timestamps_by(url)(last.message)
     house.store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
     yield Lived(engine, key.public, signing.load_authorities(authority.root))
     engine.dispose()

@@ -39,7 +39,7 @@ def stamped(house: House, authority: Authority) -> None:
     last = house.store.last_seal()
     assert last is not None
     with served(authority.answer) as url:
-        stamp = signing.request_timestamp(url, last.message)
+        stamp = signing.timestamps_by(url)(last.message)
     assert house.store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
 
 

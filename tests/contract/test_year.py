@@ -61,7 +61,7 @@ def lived(engine: Engine, tmp_path: Path) -> Lived:
 def stamped(house: House, url: str) -> None:
     last = house.store.last_seal()
     assert last is not None
-    stamp = signing.request_timestamp(url, last.message)
+    stamp = signing.timestamps_by(url)(last.message)
     assert house.store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
 
 

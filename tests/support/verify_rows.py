@@ -1,82 +1,28 @@
-"""Measure the speed and memory of `verify`: fill an empty database with a generated trail and replay it.
-
-python -m tests.support.verify_rows sqlite:////tmp/rows.db --targets 500 --flows 200 --versions 900 --changes 2
-"""
+"""Long histories of generated targets, written straight into the tables."""
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import random
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from msgspec.structs import astuple
 from sqlalchemy import Connection
 
-from etl.database import connect, upgrade, writing
 from etl.domain.chain import GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.schema import change_set, observation, sync_run, target, target_membership, workflow, workflow_change
 from etl.store.bulk import insert_rows
-from etl.verify import Progress, verify
 from etl.verify.chain import ReplayedState
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 STEP = dt.timedelta(minutes=15)
+FLOWS, VERSIONS, CHANGES = 50, 1000, 2
+"""Of each target, and the changes of each version."""
 CYCLES = ("M", "W", "D", "H", "mi")
-
-
-def main() -> None:
-    asked = _arguments()
-    if asked.only_verify:
-        return _verify(asked.url)
-    engine = connect(asked.url)
-    upgrade(engine)
-    numbers = random.Random(asked.seed)
-    begun = time.perf_counter()
-    with writing(engine) as connection:
-        begin_run(connection)
-    for number in range(1, asked.targets + 1):
-        with writing(engine) as connection:
-            Made(connection, number, asked, numbers).write()
-    if engine.dialect.name == "postgresql":
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM ANALYZE")
-    engine.dispose()
-    print(f"made in {time.perf_counter() - begun:.1f} s", flush=True)
-    subprocess.run([sys.executable, "-m", __spec__.name, asked.url, "--only-verify"], check=True)
-    return None
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
-    parser.add_argument("--only-verify", action="store_true", help="the database has been filled")
-    for name, standard in (("targets", 500), ("flows", 200), ("versions", 900), ("changes", 2), ("seed", 1)):
-        parser.add_argument(f"--{name}", type=int, default=standard)
-    return parser.parse_args()
-
-
-def _verify(url: str) -> None:
-    reports: list[Progress] = []
-    begun = time.perf_counter()
-    findings = list(verify(connect(url), progress=lambda now: reports.__setitem__(slice(None), [now])))
-    seconds = time.perf_counter() - begun
-    done = reports[0]
-    print(
-        f"{len(findings)} findings; {done.targets} targets, {done.change_sets} change sets and {done.changes} changes "
-        f"in {seconds:.1f} s ({done.changes / seconds:,.0f} changes/s), "
-        f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
-    )
-    for finding in findings[:3]:
-        print(finding)
 
 
 def begin_run(connection: Connection) -> None:
@@ -90,13 +36,12 @@ def begin_run(connection: Connection) -> None:
 class Made:
     """One target's generated history: a version every quarter of an hour, each with one span."""
 
-    def __init__(self, connection: Connection, number: int, asked: argparse.Namespace, numbers: random.Random) -> None:
+    def __init__(self, connection: Connection, number: int) -> None:
         self._connection = connection
         self._number = number
-        self._asked = asked
-        self._random = numbers
+        self._random = random.Random(number)
         self._listing = ReplayedState()
-        self._first_id = (number - 1) * asked.versions + 1
+        self._first_id = (number - 1) * VERSIONS + 1
         self._since: dict[str, tuple[Any, Any]] = {}
 
     def write(self) -> None:
@@ -130,7 +75,7 @@ class Made:
     def _history(self, name: Target) -> Iterator[tuple[ChangeSet, str, str, int]]:
         parent = GENESIS
         before: tuple[Span, ...] = ()
-        for version in range(1, self._asked.versions + 1):
+        for version in range(1, VERSIONS + 1):
             at = START + version * STEP
             changes = self._changes(version, at)
             made = ChangeSet(
@@ -152,12 +97,10 @@ class Made:
     def _changes(self, version: int, at: Any) -> list[Change]:
         flows = self._listing.flows
         if version == 1:
-            new = {flow_id: self._flow(flow_id) for flow_id in map(str, range(10_000, 10_000 + self._asked.flows))}
+            new = {flow_id: self._flow(flow_id) for flow_id in map(str, range(10_000, 10_000 + FLOWS))}
             changes = baseline(new)
         else:
-            chosen = {
-                str(self._random.randrange(10_000, 10_000 + self._asked.flows)) for _ in range(self._asked.changes)
-            }
+            chosen = {str(self._random.randrange(10_000, 10_000 + FLOWS)) for _ in range(CHANGES)}
             old = {flow_id: flows[flow_id] for flow_id in chosen if flow_id in flows}
             new = {
                 flow_id: self._next(flow_id)
@@ -211,7 +154,3 @@ _CHANGE_SET = (
     f"{' '.join(CHANGE_KINDS)} approved_by data_hash format parent_hash hash"
 )
 _SPAN = "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted"
-
-
-if __name__ == "__main__":
-    main()

@@ -291,7 +291,7 @@ def test_a_time_stamp_names_its_seal(checked: Checked, tmp_path: Path) -> None:
     stamped = rows["seals"][4]
     message = seal.signed_bytes(bundles.trail_of(rows, 5)["trail_id"], 5, stamped["seal"])
     with served(authority.answer) as url:
-        token = base64.b64encode(signing.request_timestamp(url, message).token).decode()
+        token = base64.b64encode(signing.timestamps_by(url)(message).token).decode()
     rows["timestamps"] = [{"seal_id": 5, "token": token}]
     code, printed = checked(bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
     assert (code, "Proven: time stamps: 1, each of its seal." in printed) == (0, True)

@@ -169,7 +169,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def stamp(authority: Authority) -> TimeStamp:
     with served(authority.answer) as url:
-        return signing.request_timestamp(url, MESSAGE)
+        return signing.timestamps_by(url)(MESSAGE)
 
 
 def test_a_time_stamp_is_asked_for_and_believed(authority: Authority, stamp: TimeStamp) -> None:
@@ -212,7 +212,7 @@ def test_an_authority_with_a_weak_key_is_refused(tmp_path: Path) -> None:
 
 def asked_of(authority: Authority) -> bytes:
     with served(authority.answer) as url:
-        return signing.request_timestamp(url, MESSAGE).token
+        return signing.timestamps_by(url)(MESSAGE).token
 
 
 def test_the_answer_to_another_request_is_refused(authority: Authority) -> None:
@@ -223,9 +223,9 @@ def test_the_answer_to_another_request_is_refused(authority: Authority) -> None:
         return replayed[0]
 
     with served(first_answer_again) as url:
-        signing.request_timestamp(url, MESSAGE)
+        signing.timestamps_by(url)(MESSAGE)
         with pytest.raises(SigningError, match="a different request"):
-            signing.request_timestamp(url, MESSAGE)
+            signing.timestamps_by(url)(MESSAGE)
 
 
 REJECTION = bytes.fromhex("30053003020102")
@@ -240,20 +240,20 @@ WRONG = {
 @pytest.mark.parametrize("why", WRONG)
 def test_an_invalid_time_stamp_is_refused_in_one_sentence(why: str) -> None:
     with served(lambda _: WRONG[why]) as url, pytest.raises(SigningError, match=why) as refused:
-        signing.request_timestamp(url, MESSAGE)
+        signing.timestamps_by(url)(MESSAGE)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("status", [302, 404, 503])
 def test_another_status_is_an_error_and_no_redirect_is_followed(status: int) -> None:
     with served(lambda _: b"", status) as url, pytest.raises(SigningError, match=f"HTTP {status}"):
-        signing.request_timestamp(url, MESSAGE)
+        signing.timestamps_by(url)(MESSAGE)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://", "nonsense", "ftp://127.0.0.1/"])
 def test_an_unreachable_authority_is_reported_in_one_sentence(url: str) -> None:
     with pytest.raises(SigningError, match="cannot be reached"):
-        signing.request_timestamp(url, MESSAGE)
+        signing.timestamps_by(url)(MESSAGE)
 
 
 def test_a_file_without_certificates_is_refused_in_one_sentence(tmp_path: Path) -> None:
