@@ -165,9 +165,10 @@ def _apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...
 
 def _require_gateway(values: Values) -> None:
     """Require everything that is needed to ask the gateway."""
-    name, bundle = "gateway.url", values["gateway.ca_bundle"]
-    if not values[name] and not values.is_faulty(name):
-        values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
+    bundle = values["gateway.ca_bundle"]
+    if not values["gateway.url"]:
+        wanted = 'the address of the EnOS API gateway, such as "https://apim.example.com"'
+        values.fault("gateway.url", f"is missing: {wanted}")
     if bundle and not Path(bundle).is_dir():
         values.attempt("gateway.ca_bundle", lambda: _require_readable(Path(bundle)))
     if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
@@ -187,13 +188,11 @@ def _require_readable(file: Path) -> None:
 def _require_access(values: Values) -> None:
     """Require the key and the secret for auth = "token"; the secret file is read to check that it can be."""
     key, secret, file = "gateway.access_key", "gateway.secret_key", "gateway.secret_key_file"
-    if not values[key] and not values.is_faulty(key):
+    if not values[key]:
         values.fault(key, 'is missing: the access key of the EnOS application (or set auth = "none")')
-    if values[secret] or values.is_faulty(secret) or values.is_faulty(file):
-        return
-    if values[file]:
+    if values[file] and not values[secret]:
         values.attempt(file, lambda: read_secret_file(Path(values[file])))
-    else:
+    elif not values[secret] and not values.is_faulty(file):
         values.fault(secret, f"is missing: set {variable(secret)} in the environment, or secret_key_file to a file")
 
 
@@ -206,8 +205,7 @@ def _database(values: Values) -> list[Path]:
 
     if files := _from_file(values, url, "database.url_file", lambda file: completed(read_secret_file(file).reveal())):
         return files
-    if not values.is_faulty(url) and not values.is_faulty("database.url_file"):
-        values[url] = values.attempt(url, lambda: completed(values[url]))
+    values[url] = values.attempt(url, lambda: completed(values[url]))
     return [values.path] if _is_in_settings(values, url) and values[url] and holds_password(values[url]) else []
 
 
@@ -216,7 +214,7 @@ def _receivers(values: Values, section: str) -> list[Path]:
     urls = f"{section}.urls"
     if files := _from_file(values, urls, f"{section}.urls_file", addresses.receiver_urls_file):
         return files
-    if not values[urls] and not values.is_faulty(urls) and not values.is_faulty(f"{section}.urls_file"):
+    if not values[urls] and not values.is_faulty(f"{section}.urls_file"):
         values.fault(urls, 'is missing: the addresses to write to, such as ["mailto://..."], or urls_file with them')
     return [values.path] if _is_in_settings(values, urls) else []
 

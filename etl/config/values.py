@@ -84,9 +84,11 @@ class Values:
         return self._places.get(name, "").startswith(_PREFIX)
 
     def fault(self, name: str, message: str) -> None:
-        """Record a problem with a setting, at the place where it was given or should be."""
+        """Record a problem with a setting, at the place where it was given or should be: the first one there."""
         self._faulty.add(name)
-        self.problems.append(Problem(self._places.get(name, self._in_file(name)), message))
+        place = self._places.get(name, self._in_file(name))
+        if not any(problem.place == place for problem in self.problems):
+            self._add(place, message)
 
     def attempt(self, name: str, step: Callable[[], Any]) -> Any:
         """The result of ``step``; None, and a fault of ``name``, if it raises ValueError."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import socket
-import ssl
 import subprocess
 import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from ssl import SSLContext, TLSVersion
 
 import pytest
 
@@ -29,11 +29,18 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def test_a_gateway_that_the_bundle_vouches_for_is_asked_over_kept_connections(certificates: Certificates) -> None:
-    with (
-        Hostile(tls=certificates.server("good")) as server,
-        gateway(server, ca_bundle=certificates.path("ca.pem"), auth="token") as client,
-    ):
+@pytest.fixture
+def good(certificates: Certificates) -> SSLContext:
+    return certificates.server("good")
+
+
+@pytest.fixture
+def bundle(certificates: Certificates) -> str:
+    return certificates.path("ca.pem")
+
+
+def test_a_gateway_that_the_bundle_vouches_for_is_asked_over_kept_connections(good: SSLContext, bundle: str) -> None:
+    with Hostile(tls=good) as server, gateway(server, ca_bundle=bundle, auth="token") as client:
         for _ in range(3):
             client.fetch(TARGET)
     assert [request.connection for request in server.requests] == [0, 1, 1, 1]
@@ -41,23 +48,22 @@ def test_a_gateway_that_the_bundle_vouches_for_is_asked_over_kept_connections(ce
     assert len(server.flow_requests) == 3
 
 
-def test_a_folder_of_certificates_is_a_bundle_too(certificates: Certificates, tmp_path: Path) -> None:
-    shutil.copy(certificates.path("ca.pem"), tmp_path)
+def test_a_folder_of_certificates_is_a_bundle_too(good: SSLContext, bundle: str, tmp_path: Path) -> None:
+    shutil.copy(bundle, tmp_path)
     subprocess.run(["openssl", "rehash", str(tmp_path)], check=True, capture_output=True)
-    with Hostile(tls=certificates.server("good")) as server, gateway(server, ca_bundle=str(tmp_path)) as client:
+    with Hostile(tls=good) as server, gateway(server, ca_bundle=str(tmp_path)) as client:
         client.fetch(TARGET)
 
 
 @pytest.mark.parametrize(
-    ("name", "bundle"),
+    ("name", "trusted"),
     [("self_signed", "ca.pem"), ("expired", "ca.pem"), ("wrong_host", "ca.pem"), ("good", "other.pem"), ("good", "")],
 )
 def test_a_certificate_that_proves_nothing_is_refused_at_once(
-    certificates: Certificates, name: str, bundle: str
+    certificates: Certificates, name: str, trusted: str
 ) -> None:
-    trusted = certificates.path(bundle) if bundle else ""
     with Hostile(tls=certificates.server(name)) as server:
-        error = failure(server, ca_bundle=trusted, auth="token", deadline=60)
+        error = failure(server, ca_bundle=trusted and certificates.path(trusted), auth="token", deadline=60)
     assert isinstance(error, GatewayUnreachable)
     assert (error.code, error.attempts, error.gateway_down_evidence) == ("tls_certificate", 1, True)
     assert "ca_bundle" in str(error)
@@ -65,32 +71,30 @@ def test_a_certificate_that_proves_nothing_is_refused_at_once(
 
 
 def test_the_environment_cannot_vouch_for_a_gateway(
-    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+    good: SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.setenv(name, certificates.path("ca.pem"))
-    with Hostile(tls=certificates.server("good")) as server:
+        monkeypatch.setenv(name, bundle)
+    with Hostile(tls=good) as server:
         assert failure(server).code == "tls_certificate"
 
 
 def test_keys_of_a_session_are_not_logged_for_the_environment(
-    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    good: SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
-    bundle = certificates.path("ca.pem")
-    with Hostile(tls=certificates.server("good")) as server, gateway(server, ca_bundle=bundle) as client:
+    with Hostile(tls=good) as server, gateway(server, ca_bundle=bundle) as client:
         client.fetch(TARGET)
     assert not (tmp_path / "keys").exists()
 
 
-def test_old_tls_is_refused(certificates: Certificates) -> None:
-    old = certificates.server("good")
+def test_old_tls_is_refused(good: SSLContext, bundle: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-    old.set_ciphers("DEFAULT:@SECLEVEL=0")
-    with Hostile(tls=old) as server:
-        error = one_exchange(server, ca_bundle=certificates.path("ca.pem"))
+        good.minimum_version = good.maximum_version = TLSVersion.TLSv1_1
+    good.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with Hostile(tls=good) as server:
+        error = one_exchange(server, ca_bundle=bundle)
     assert error.code == "tls"
     assert not server.requests
 
@@ -117,14 +121,16 @@ SLOW: list[tuple[str, Step | None, Step]] = [
 
 
 @pytest.mark.parametrize(("greet", "step"), [each[1:] for each in SLOW], ids=[each[0] for each in SLOW])
-def test_no_server_outlives_the_deadline_over_tls(certificates: Certificates, greet: Step | None, step: Step) -> None:
-    with Hostile(step, greet=greet, tls=certificates.server("good")) as server:
-        error = failure(server, ca_bundle=certificates.path("ca.pem"), deadline=0.3)
+def test_no_server_outlives_the_deadline_over_tls(
+    good: SSLContext, bundle: str, greet: Step | None, step: Step
+) -> None:
+    with Hostile(step, greet=greet, tls=good) as server:
+        error = failure(server, ca_bundle=bundle, deadline=0.3)
         assert server.connections == 0 or server.left.wait(SAFETY_NET_SECONDS)
     assert error.code == "deadline"
 
 
-def test_a_stop_ends_a_handshake(certificates: Certificates) -> None:
+def test_a_stop_ends_a_handshake(good: SSLContext, bundle: str) -> None:
     stop = threading.Event()
 
     def stuck(peer: Peer) -> None:
@@ -132,8 +138,8 @@ def test_a_stop_ends_a_handshake(certificates: Certificates) -> None:
         peer.hang()
 
     with (
-        Hostile(greet=stuck, tls=certificates.server("good")) as server,
-        gateway(server, stop, ca_bundle=certificates.path("ca.pem")) as client,
+        Hostile(greet=stuck, tls=good) as server,
+        gateway(server, stop, ca_bundle=bundle) as client,
         pytest.raises(Interrupted),
     ):
         client.fetch(TARGET)
@@ -142,37 +148,31 @@ def test_a_stop_ends_a_handshake(certificates: Certificates) -> None:
 # Connections of their own
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_each_connection_resumes_the_session_of_one_before(certificates: Certificates, version: ssl.TLSVersion) -> None:
-    context = certificates.server("good")
-    context.maximum_version = version
-    with Hostile(tls=context) as server, gateway(server, ca_bundle=certificates.path("ca.pem")) as client:
+@pytest.mark.parametrize("version", [TLSVersion.TLSv1_2, TLSVersion.TLSv1_3])
+def test_each_connection_resumes_the_session_of_one_before(good: SSLContext, bundle: str, version: TLSVersion) -> None:
+    good.maximum_version = version
+    with Hostile(tls=good) as server, gateway(server, ca_bundle=bundle) as client:
         for own in (True, True, False, True, True):
             assert client.fetch(TARGET, own_connection=own).sole_answer == own
     assert (server.connections, server.resumed) == (5, 4)
 
 
 def test_a_certificate_has_to_be_shown_again_in_time(
-    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+    good: SSLContext, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("etl.gateway.connecting._VERIFIED_SECONDS", 0.0)
-    with (
-        Hostile(tls=certificates.server("good")) as server,
-        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
-    ):
+    with Hostile(tls=good) as server, gateway(server, ca_bundle=bundle) as client:
         for _ in range(3):
             client.fetch(TARGET, own_connection=True)
     assert (server.connections, server.resumed) == (3, 0)
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_answers_that_nobody_asked_for_are_seen_over_tls(certificates: Certificates, version: ssl.TLSVersion) -> None:
-    context = certificates.server("good")
-    context.maximum_version = version
-    bundle = {"ca_bundle": certificates.path("ca.pem")}
+@pytest.mark.parametrize("version", [TLSVersion.TLSv1_2, TLSVersion.TLSv1_3])
+def test_answers_that_nobody_asked_for_are_seen_over_tls(good: SSLContext, bundle: str, version: TLSVersion) -> None:
+    good.maximum_version = version
     for own in (True, False):
-        with Hostile(answer() + answer(), tls=context) as server:
-            assert one_exchange(server, own_connection=own, **bundle).code == "desync"
+        with Hostile(answer() + answer(), tls=good) as server:
+            assert one_exchange(server, own_connection=own, ca_bundle=bundle).code == "desync"
 
 
 # Through a proxy
@@ -215,13 +215,12 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
-def test_https_goes_through_a_tunnel_whose_owner_sees_nothing(certificates: Certificates) -> None:
-    with Hostile(tls=certificates.server("good")) as server:
+def test_https_goes_through_a_tunnel_whose_owner_sees_nothing(good: SSLContext, bundle: str) -> None:
+    with Hostile(tls=good) as server:
         relay = _relay(server.port)
         with Hostile(greet=relay) as proxy:
             address = f"http://me:pass@127.0.0.1:{proxy.port}"
-            changes = {"ca_bundle": certificates.path("ca.pem"), "proxy": address, "auth": "token"}
-            with gateway(server, **changes) as client:
+            with gateway(server, ca_bundle=bundle, proxy=address, auth="token") as client:
                 for _ in range(2):
                     client.fetch(TARGET)
     heads = relay.heads  # type: ignore[attr-defined,union-attr]
@@ -234,20 +233,13 @@ def test_https_goes_through_a_tunnel_whose_owner_sees_nothing(certificates: Cert
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
-def test_a_connection_of_its_own_goes_through_a_tunnel_too(certificates: Certificates, over_tls: bool) -> None:
+def test_a_connection_of_its_own_goes_through_a_tunnel_too(good: SSLContext, bundle: str, over_tls: bool) -> None:
     """Also through a proxy that speaks TLS itself, so that the gateway's lies within the proxy's."""
     own, doubled = answer(), answer() + answer()
-    context = certificates.server("good")
-    with Hostile(own, own, own, doubled, tls=context) as server:
+    with Hostile(own, own, own, doubled, tls=good) as server:
         tunnel = partial(_pump_through, server.port, established=ESTABLISHED)
-        with Hostile(tunnel, tls=context) if over_tls else Hostile(greet=_relay(server.port)) as proxy:
-            scheme = "https" if over_tls else "http"
-            changes = {
-                "ca_bundle": certificates.path("ca.pem"),
-                "proxy": f"{scheme}://127.0.0.1:{proxy.port}",
-                "deadline": 0.5,
-            }
-            with gateway(server, **changes) as client:
+        with Hostile(tunnel, tls=good) if over_tls else Hostile(greet=_relay(server.port)) as proxy:
+            with gateway(server, ca_bundle=bundle, proxy=proxy.url, deadline=0.5) as client:
                 for asked_alone in (True, False, True):
                     assert client.fetch(TARGET, own_connection=asked_alone).sole_answer == asked_alone
                 with pytest.raises(GatewayUnreachable) as failed:
@@ -257,12 +249,13 @@ def test_a_connection_of_its_own_goes_through_a_tunnel_too(certificates: Certifi
     assert server.resumed >= 3
 
 
-def test_what_a_proxy_sends_behind_its_answer_to_connect_is_no_part_of_the_tunnel(certificates: Certificates) -> None:
-    with Hostile(tls=certificates.server("good")) as server:
-        greet = _relay(server.port, ESTABLISHED + answer())
-        with Hostile(greet=greet) as proxy:
-            changes = {"ca_bundle": certificates.path("ca.pem"), "proxy": f"http://127.0.0.1:{proxy.port}"}
-            assert one_exchange(server, own_connection=True, **changes).code == "desync"
+def test_what_a_proxy_sends_behind_its_answer_to_connect_is_no_part_of_the_tunnel(
+    good: SSLContext, bundle: str
+) -> None:
+    with Hostile(tls=good) as server:
+        with Hostile(greet=_relay(server.port, ESTABLISHED + answer())) as proxy:
+            error = one_exchange(server, own_connection=True, ca_bundle=bundle, proxy=proxy.url)
+    assert error.code == "desync"
 
 
 def test_a_proxy_that_forwards_is_asked_to_close_and_closes() -> None:
@@ -316,26 +309,23 @@ def _asked_alone(client: Gateway) -> GatewayUnreachable | None:
     return None
 
 
-def test_the_next_connection_is_opened_while_an_answer_is_awaited(certificates: Certificates) -> None:
+def test_the_next_connection_is_opened_while_an_answer_is_awaited(good: SSLContext, bundle: str) -> None:
     def step(peer: Peer) -> None:
         """The answers from the eighth on wait for the connection of the next request."""
         while 8 <= len(server.requests) == server.connections:
             threading.Event().wait(0.001)
         peer.send(answer())
 
-    with (
-        Hostile(step, tls=certificates.server("good")) as server,
-        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
-    ):
+    with Hostile(step, tls=good) as server, gateway(server, ca_bundle=bundle) as client:
         for _ in range(30):
             assert client.fetch(TARGET, own_connection=True).sole_answer
     assert [request.connection for request in server.requests] == list(range(30))
     assert (server.connections, server.resumed) == (31, 30)
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("version", [TLSVersion.TLSv1_2, TLSVersion.TLSv1_3])
 def test_an_answer_on_a_connection_opened_ahead_is_of_no_request(
-    certificates: Certificates, version: ssl.TLSVersion
+    good: SSLContext, bundle: str, version: TLSVersion
 ) -> None:
     strayed = threading.Event()
 
@@ -348,11 +338,11 @@ def test_an_answer_on_a_connection_opened_ahead_is_of_no_request(
         assert len(server.requests) != 8 or strayed.wait(SAFETY_NET_SECONDS)
         peer.send(answer())
 
-    context, counted = certificates.server("good"), list[int]()
-    context.maximum_version = version
+    counted = list[int]()
+    good.maximum_version = version
     with (
-        Hostile(step, tls=context, early=early) as server,
-        gateway(server, ca_bundle=certificates.path("ca.pem"), desynced=lambda: counted.append(1)) as client,
+        Hostile(step, tls=good, early=early) as server,
+        gateway(server, ca_bundle=bundle, desynced=lambda: counted.append(1)) as client,
     ):
         _many(client)
         assert client.fetch(TARGET, own_connection=True).attempts == 1
@@ -360,11 +350,11 @@ def test_an_answer_on_a_connection_opened_ahead_is_of_no_request(
 
 
 @pytest.mark.parametrize("how", ["it is old", "the gateway ended it"])
-def test_a_connection_opened_ahead_that_cannot_be_used_fails_nobody(certificates: Certificates, how: str) -> None:
+def test_a_connection_opened_ahead_that_cannot_be_used_fails_nobody(good: SSLContext, bundle: str, how: str) -> None:
     is_up = threading.Event()
     with (
-        Hostile(tls=certificates.server("good"), early=lambda peer: peer.number == 8 and is_up.set()) as server,
-        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
+        Hostile(tls=good, early=lambda peer: peer.number == 8 and is_up.set()) as server,
+        gateway(server, ca_bundle=bundle) as client,
     ):
         _many(client)
         assert is_up.wait(SAFETY_NET_SECONDS)
@@ -376,24 +366,20 @@ def test_a_connection_opened_ahead_that_cannot_be_used_fails_nobody(certificates
     assert server.requests[-1].connection == 9
 
 
-def test_few_exchanges_or_plain_ones_open_nothing_ahead(certificates: Certificates) -> None:
-    bundle = certificates.path("ca.pem")
-    for tls, exchanges in ((certificates.server("good"), 7), (None, 20)):
+def test_few_exchanges_or_plain_ones_open_nothing_ahead(good: SSLContext, bundle: str) -> None:
+    for tls, exchanges in ((good, 7), (None, 20)):
         with Hostile(tls=tls) as server, gateway(server, ca_bundle=bundle) as client:
             for _ in range(exchanges):
                 client.fetch(TARGET, own_connection=True)
         assert server.connections == exchanges
 
 
-def test_a_handshake_ahead_that_hangs_costs_no_exchange_its_answer(certificates: Certificates) -> None:
+def test_a_handshake_ahead_that_hangs_costs_no_exchange_its_answer(good: SSLContext, bundle: str) -> None:
     def stuck(peer: Peer) -> None:
         if peer.number == 8:
             peer.hang()
 
-    with (
-        Hostile(greet=stuck, tls=certificates.server("good")) as server,
-        gateway(server, ca_bundle=certificates.path("ca.pem"), deadline=1) as client,
-    ):
+    with Hostile(greet=stuck, tls=good) as server, gateway(server, ca_bundle=bundle, deadline=1) as client:
         _many(client)
         _many(client)
     assert server.connections == 17
