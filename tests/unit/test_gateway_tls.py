@@ -252,9 +252,8 @@ def test_a_connection_of_its_own_goes_through_a_tunnel_too(good: SSLContext, bun
 def test_what_a_proxy_sends_behind_its_answer_to_connect_is_no_part_of_the_tunnel(
     good: SSLContext, bundle: str
 ) -> None:
-    with Hostile(tls=good) as server:
-        with Hostile(greet=_relay(server.port, ESTABLISHED + answer())) as proxy:
-            error = one_exchange(server, own_connection=True, ca_bundle=bundle, proxy=proxy.url)
+    with Hostile(tls=good) as server, Hostile(greet=_relay(server.port, ESTABLISHED + answer())) as proxy:
+        error = one_exchange(server, own_connection=True, ca_bundle=bundle, proxy=proxy.url)
     assert error.code == "desync"
 
 
