@@ -17,7 +17,7 @@ from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
 from etl.domain.detail import Detail
 from etl.domain.model import Snapshot, Target
-from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
+from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, TransientGatewayError
 from etl.gateway import calls, roster
 from etl.gateway.answer import RawAnswer, read_snapshot
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
@@ -180,10 +180,10 @@ class Gateway:
         try:
             call.deadline.check()
             try:
-                return self._with_renewed_token(call)
+                return self._attempt(call)
             except TransientGatewayError as error:
                 self._say_retry(error, call)
-                return persist(lambda: self._with_renewed_token(call), error, call.deadline)
+                return persist(lambda: self._attempt(call), error, call.deadline)
         except GatewayError as error:
             _complete(error, call)
             raise
@@ -203,18 +203,16 @@ class Gateway:
             remedy=f"it is tried again until its deadline, in {max(call.deadline.remaining(), 0):.0f} s; so are others",
         )
 
-    def _with_renewed_token(self, call: _Call[T]) -> T:
-        """One attempt. If the token is not accepted, one more with a new token, once per target."""
+    def _attempt(self, call: _Call[T]) -> T:
+        """One attempt, with what has to be asked again at once."""
         try:
-            token = self._token(call)
-            try:
-                return self._with_separate_connection(call, token)
-            except Refused as error:
-                if token is None or call.refused_token or error.code not in RENEWING:
-                    raise
-                call.last_error = error
-            call.refused_token, call.own_connection = token, True
-            return self._with_separate_connection(call, self._token(call))
+            while True:
+                token = self._token(call)
+                try:
+                    return self._send(call, token)
+                except GatewayError as error:
+                    if not _asks_again(call, error, token):
+                        raise
         except TransientGatewayError as error:
             if error.code != "deadline":
                 call.last_error = error
@@ -228,16 +226,6 @@ class Gateway:
         except GatewayError:
             call.attempts += 1
             raise
-
-    def _with_separate_connection(self, call: _Call[T], token: Token | None) -> T:
-        """A refusal over a kept connection may be meant for another request: ask again at once, over a separate one."""
-        try:
-            return self._send(call, token)
-        except GatewayError as error:
-            if call.own_connection or not _is_doubtful(error, token):
-                raise
-            call.own_connection = True
-            return self._send(call, token)
 
     def _send(self, call: _Call[T], token: Token | None) -> T:
         self._pace.wait_for_turn(call.deadline)
@@ -320,11 +308,20 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
         raise ConfigError([Problem("gateway.url", problem)])
 
 
-def _is_doubtful(error: GatewayError, token: Token | None) -> bool:
-    """Whether a separate connection may bring another answer. Errors that are retried anyway are not doubtful."""
-    if error.transient:
-        return error.code == "desync"
-    return token is None or error.code not in RENEWING
+def _asks_again(call: _Call[T], error: GatewayError, token: Token | None) -> bool:
+    """Whether to ask again at once, over a separate connection.
+
+    A token that is not accepted is renewed, once per target. A refusal over a kept connection may be meant for another
+    request. Errors that are retried anyway are not asked again here, but for a connection that mixes up answers.
+    """
+    if token is not None and error.code in RENEWING:
+        if call.refused_token:
+            return False
+        call.refused_token, call.last_error = token, error
+    elif call.own_connection or (error.transient and error.code != "desync"):
+        return False
+    call.own_connection = True
+    return True
 
 
 def _complete(error: GatewayError, call: _Call[T]) -> None:

@@ -208,11 +208,6 @@ def test_the_hash_is_that_of_the_bytes_of_data() -> None:
     ("number", "kind", "transient"),
     [
         (62101, Refused, False),
-        (62103, Refused, False),
-        (99400, Refused, False),
-        (99403, Refused, False),
-        (99404, Refused, False),
-        (1003, Refused, False),
         (-1, Refused, False),
         (123456, Refused, False),
         (62109, TransientGatewayError, True),
