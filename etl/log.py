@@ -35,10 +35,12 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
         structlog.processors.format_exc_info,
         _on_one_line,
     ]
+    renderer: Any = structlog.processors.JSONRenderer(ensure_ascii=False)
+    if as_console:
+        renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    written = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
     handler = _Handler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_final(as_console, stream))
-    )
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=written))
     handler.addFilter(Repeats())
     logging.raiseExceptions = False
     root = logging.getLogger()
@@ -112,8 +114,10 @@ class Repeats(logging.Filter):
             return True
         with self._lock:
             left_out = self._left_out_before(_fingerprint(record), time.monotonic())
-        if left_out:
-            _append(record, left_out)
+        if left_out and isinstance(record.msg, dict):
+            record.msg = {**record.msg, "left_out": left_out}
+        elif left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more times since)", ()
         return left_out is not None
 
     def _left_out_before(self, fingerprint: Hashable, now: float) -> int | None:
@@ -137,24 +141,6 @@ def _fingerprint(record: logging.LogRecord) -> Hashable:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return record.name, record.levelno, str(record.msg), kind, trace and (trace.tb_frame.f_code, trace.tb_lineno)
-
-
-def _append(record: logging.LogRecord, left_out: int) -> None:
-    if isinstance(record.msg, dict):
-        record.msg = {**record.msg, "left_out": left_out}
-    else:
-        record.msg, record.args = f"{record.getMessage()} (and {left_out} more times since)", ()
-
-
-def _final(as_console: bool, stream: TextIO) -> list[Any]:
-    import structlog
-
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
-        if as_console
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
-    )
-    return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
 
 
 def _stamped(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

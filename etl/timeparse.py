@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from calendar import monthrange
+from collections.abc import Mapping
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -19,18 +20,17 @@ _ISO: Final = re.compile(
 """A date; with a time; with an offset."""
 _AGO: Final = re.compile(r"(?P<count>[0-9]{1,7}|an?)\s*(?P<unit>[a-z]+)\s+ago")
 _ZONE: Final = re.compile(r"(?P<moment>.*\S)\s+(?P<zone>UTC|[A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+)", re.DOTALL)
-_UNITS: Final = {
-    "second": ("s", "sec", "secs", "second", "seconds"),
-    "minute": ("m", "min", "mins", "minute", "minutes"),
-    "hour": ("h", "hour", "hours"),
-    "day": ("d", "day", "days"),
-    "week": ("w", "week", "weeks"),
-    "month": ("month", "months"),
-    "year": ("y", "year", "years"),
+_DAY: Final = dt.timedelta(days=1)
+_UNITS: Final[Mapping[str, dt.timedelta | int]] = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), dt.timedelta(seconds=1)),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), dt.timedelta(minutes=1)),
+    **dict.fromkeys(("h", "hour", "hours"), dt.timedelta(hours=1)),
+    **dict.fromkeys(("d", "day", "days"), _DAY),
+    **dict.fromkeys(("w", "week", "weeks"), 7 * _DAY),
+    **dict.fromkeys(("month", "months"), 1),
+    **dict.fromkeys(("y", "year", "years"), 12),
 }
-_EXACT: Final = {"second": dt.timedelta(seconds=1), "minute": dt.timedelta(minutes=1), "hour": dt.timedelta(hours=1)}
-_CALENDAR_DAYS: Final = {"day": 1, "week": 7}
-_CALENDAR_MONTHS: Final = {"month": 1, "year": 12}
+"""By name: how long they are, or how many months of the calendar."""
 
 
 def parse_moment(text: str, now: dt.datetime, zone: dt.tzinfo = dt.UTC) -> dt.datetime:
@@ -89,19 +89,17 @@ def _relative(text: str, now: dt.datetime, zone: dt.tzinfo) -> dt.datetime | Non
     if text in days_back:
         return _first_moment(now.date() - dt.timedelta(days=days_back[text]), zone)
     match = _AGO.fullmatch(text)
-    unit = next((unit for unit, names in _UNITS.items() if match and match["unit"] in names), None)
+    unit = _UNITS.get(match["unit"]) if match else None
     if match is None or unit is None:
         return None
     return _ago(now, 1 if match["count"] in ("a", "an") else int(match["count"]), unit, zone)
 
 
-def _ago(now: dt.datetime, count: int, unit: str, zone: dt.tzinfo) -> dt.datetime:
-    if unit in _EXACT:
-        return now.astimezone(dt.UTC) - count * _EXACT[unit]
+def _ago(now: dt.datetime, count: int, unit: dt.timedelta | int, zone: dt.tzinfo) -> dt.datetime:
     wall = now.replace(tzinfo=None, fold=0)
-    if unit in _CALENDAR_DAYS:
-        return (wall - dt.timedelta(days=count * _CALENDAR_DAYS[unit])).replace(tzinfo=zone)
-    months = wall.year * 12 + wall.month - 1 - count * _CALENDAR_MONTHS[unit]
+    if isinstance(unit, dt.timedelta):
+        return now.astimezone(dt.UTC) - count * unit if unit < _DAY else (wall - count * unit).replace(tzinfo=zone)
+    months = wall.year * 12 + wall.month - 1 - count * unit
     year, month = divmod(months, 12)
     if year < dt.MINYEAR:
         raise OverflowError
