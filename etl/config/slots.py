@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -27,13 +28,12 @@ MOST_COUNTED: Final = 10_000
 """Slots are counted up to this number, a week of minutes; a higher count would be of no use."""
 
 _CRON_FIELDS: Final = {
-    "minute": "0-59",
-    "hour": "0-23",
-    "day-of-month": "1-31",
-    "month": "1-12 or JAN-DEC",
-    "day-of-week": "0-7 (0 and 7 are Sunday) or SUN-SAT",
+    Field.MINUTE: ("minute", "0-59"),
+    Field.HOUR: ("hour", "0-23"),
+    Field.DAY: ("day of month", "1-31"),
+    Field.MONTH: ("month", "1-12 or JAN-DEC"),
+    Field.DOW: ("day of week", "0-7 (0 and 7 are Sunday) or SUN-SAT"),
 }
-_CRONSIM_FIELDS: Final = (Field.MINUTE, Field.HOUR, Field.DAY, Field.MONTH, Field.DOW)
 _STEPPED_RANGE: Final = re.compile(r"([0-9A-Z]+)-([0-9A-Z]+)/0*[1-9][0-9]*")
 _NOTHING: Final = dt.timedelta(0)
 _SECOND: Final = dt.timedelta(seconds=1)
@@ -107,8 +107,10 @@ class Cron:
     timezone: str = "UTC"
 
     def __post_init__(self) -> None:
-        if self._zone and next(CronSim(self._cron, _ALL_CALENDARS[0]), None) is None:
-            raise ValueError(_never_fires(self.expression))
+        with suppress(CronSimError):  # it finds some that never fire by itself
+            if next(CronSim(self._cron, _ALL_CALENDARS[0]), None) and self._zone:
+                return
+        raise ValueError(f'"{self.expression}" never fires: no month of it has that day')
 
     @cached_property
     def _cron(self) -> str:
@@ -215,33 +217,18 @@ def _fields(expression: str) -> list[str]:
     """The five fields, written so that cronsim reads them correctly."""
     fields = expression.split()
     if len(fields) != len(_CRON_FIELDS):
-        names = ", ".join(_CRON_FIELDS).replace("-", " ")
+        names = ", ".join(name for name, _ in _CRON_FIELDS.values())
         raise ValueError(f'a cron expression has five fields ({names}); "{expression}" has {len(fields)}')
-    for position, (name, allowed) in enumerate(_CRON_FIELDS.items()):
-        alone = ["*"] * len(fields)
-        alone[position] = fields[position]
-        if _readable(alone) is None:
-            spoken = name.replace("-", " ")
-            raise ValueError(
-                f'"{fields[position]}" is not a valid {spoken} of a cron expression: {allowed}, *, lists, steps'
-            )
-    readable = _readable(fields)
-    if readable is None:
-        raise ValueError(_never_fires(expression))
-    return readable
+    return [_readable(text, field) for text, field in zip(fields, _CRON_FIELDS, strict=True)]
 
 
-def _never_fires(expression: str) -> str:
-    return f'"{expression}" never fires: no month of it has that day'
-
-
-def _readable(fields: list[str]) -> list[str] | None:
-    """The fields without what cronsim misreads; None if it refuses them."""
+def _readable(text: str, field: Field) -> str:
     try:
-        plain = [_without_idle_steps(text, field) for text, field in zip(fields, _CRONSIM_FIELDS, strict=True)]
-        CronSim(" ".join(plain), EPOCH)
+        plain = _without_idle_steps(text, field)
+        field.parse(plain)
     except (CronSimError, ValueError, TypeError, AssertionError):
-        return None
+        name, allowed = _CRON_FIELDS[field]
+        raise ValueError(f'"{text}" is not a valid {name} of a cron expression: {allowed}, *, lists, steps') from None
     return plain
 
 
