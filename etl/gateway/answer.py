@@ -1,7 +1,10 @@
-"""From the bytes of a Get My Flow answer to flows: one fast pass, strict about what the documentation promises.
+"""From the bytes of an answer to flows, or a detail: one fast pass, strict about what the documentation promises.
 
 A success is a JSON object whose ``code`` (in version 2.0: ``status``) is the integer 0 and whose ``data`` is a list of
 workflows; nothing else. If the fast pass fails, the strict reader looks again and names the item and the field.
+
+Source: EnOS API documentation, "Get My Flow" and "Get Flow" of both versions. Of the latter only ``action=get`` is
+used: ``loadForEdit`` would create a temporary workflow.
 """
 
 from __future__ import annotations
@@ -11,11 +14,13 @@ import hashlib
 import re
 from collections.abc import Container, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from etl.domain.detail import Detail
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
@@ -67,10 +72,30 @@ class _EdgeItem(msgspec.Struct, gc=False):
     editable: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
+_Stored = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+"""An integer that the database can hold."""
+
+
+class _Detail(msgspec.Struct, rename="camel", gc=False):
+    """A workflow as *Get Flow* has it; its times are texts in the server's time zone, which no answer names."""
+
+    flow_id: str | int
+    update_user: str | None = None
+    update_time: str | None = None
+    creator: str | None = None
+    create_time: str | None = None
+    owner: str | None = None
+    freq: str | None = None
+    active: _Stored | None = None
+    type: _Stored | None = None
+    locked: bool | None = None
+
+
 _envelopes = msgspec.json.Decoder(_RawEnvelope)
 _lists = msgspec.json.Decoder(list[_Item])
 _whole_lists = msgspec.json.Decoder(list[_Whole])
 _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
+_details = msgspec.json.Decoder(_Detail)
 
 
 class RawAnswer(NamedTuple):
@@ -222,6 +247,33 @@ def _distinct(flows: list[Flow]) -> list[Flow]:
         if flows[other] != flow:
             raise malformed(_CALL, f"data[{index}].flowId is that of data[{other}], with different values")
     return [flows[index] for index in first.values()]
+
+
+def read_detail(org_id: str, flow_id: str, answered: RawAnswer, api: Api) -> Detail:
+    """What EnOS says about one workflow. Raises by the error code, or Malformed, also if it says it about another.
+
+    ``body`` keeps the graph as text, because the documentation's own samples of it are not valid JSON.
+    """
+    refused = partial(malformed, "Get Flow")
+    envelope = read_envelope("Get Flow", answered.reply.body, answered.quote, api)
+    try:
+        data = _details.decode(envelope.data)
+    except (ValueError, RecursionError) as error:
+        raise refused(place_of(error)) from None
+    if str(data.flow_id) != flow_id:
+        raise refused("it is about another workflow than the one that was asked for")
+    for field in msgspec.structs.fields(_Detail):
+        value = getattr(data, field.name)
+        if isinstance(value, str) and (problem := field_problem(value)):
+            raise refused(f"data.{field.encode_name} {problem}")
+    return Detail(
+        org_id=org_id,
+        asked_at=answered.asked_at,
+        observed_at=answered.reply.arrived_at,
+        **(msgspec.structs.asdict(data) | {"flow_id": flow_id}),
+        detail_hash=envelope.data_hash,
+        body=bytes(envelope.data),
+    )
 
 
 def as_integer(raw: msgspec.Raw | None) -> int | None:

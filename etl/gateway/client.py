@@ -19,10 +19,9 @@ from etl.domain.detail import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, TransientGatewayError
 from etl.gateway import calls, roster
-from etl.gateway.answer import RawAnswer, read_snapshot
+from etl.gateway.answer import RawAnswer, read_detail, read_snapshot
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
-from etl.gateway.detail import read_detail
 from etl.gateway.errors import RENEWING, Hidden, excerpt, meaning_of, retry_after_seconds, status_error
 from etl.gateway.recording import Exchange
 from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, persist
