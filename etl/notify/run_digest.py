@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Engine,
-    FromClause,
-    ScalarSelect,
-    Select,
-    and_,
-    distinct,
-    exists,
-    func,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, Engine, Select, String, TextClause, bindparam, distinct, func, select, text
 
 from etl.config.slots import quartz_in_words
-from etl.database import reading
 from etl.domain.detail import sentence
 from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import VERDICTS, Target
@@ -29,18 +17,7 @@ from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.details import ChangeDetail, freq_before
 from etl.report.reading import stream
-from etl.schema import (
-    CHANGE_KIND,
-    TARGET_KEY,
-    change_set,
-    observation,
-    org_event,
-    sync_issue,
-    sync_run,
-    target,
-    workflow_change,
-    workflow_detail,
-)
+from etl.schema import CHANGE_KIND, UtcTime, change_set, org_event, target, workflow_change, workflow_detail
 from etl.store import UnnotifiedRun
 
 ISSUE_VERDICTS: Final = tuple(kind for kind in TARGET_ISSUE_KINDS if kind in VERDICTS)
@@ -147,23 +124,10 @@ class _Recovery(NamedTuple):
     user_id: str
     expression: str
     verdict: str
-    since: dt.datetime
-    schedule: str | None
-    """The schedule of the last run with the issue."""
-    at: dt.datetime
 
     def __str__(self) -> str:
         ended = "gives valid answers again" if self.verdict == "failed" else "no longer holds removals"
         return f"{_named(self)}: {ended}"
-
-
-class _Period(NamedTuple):
-    """The time of a run; without an end it is still under way."""
-
-    id: int
-    schedule: str | None
-    started_at: dt.datetime
-    finished_at: dt.datetime | None
 
 
 def digest_of(
@@ -189,21 +153,39 @@ def digest_of(
 def _found(
     engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str], enos_zone: dt.tzinfo | None
 ) -> Iterator[tuple[str, str]]:
-    of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
-    kinds, verdicts = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in ISSUE_VERDICTS]
-    if kinds:
-        changes = stream(engine, _changes(run, kinds, of_orgs), _Change)
+    if kinds := [kind for kind in on if kind in DELTA_KINDS]:
+        changes = stream(engine, _changes(run, kinds, orgs), _Change)
         yield from ((change.kind, change.line(enos_zone)) for change in changes)
-    if organisation_kinds := [kind for kind in on if kind in ORGANISATION_KINDS]:
-        events = stream(engine, _events(run, organisation_kinds, orgs), _Event)
+    if event_kinds := [kind for kind in on if kind in ORGANISATION_KINDS]:
+        events = stream(engine, _events(run, event_kinds, orgs), _Event)
         yield from ((event.kind, event.line(enos_zone)) for event in events)
+    verdicts = [kind for kind in on if kind in ISSUE_VERDICTS]
+    given = {"run_id": run.id, "finished_at": run.finished_at, "orgs": list(orgs), "of_all": not orgs}
     for kind in verdicts:
-        yield from ((kind, str(each)) for each in stream(engine, _new_issues(run, kind, of_orgs), _Issue))
+        known = [kind] if kind == "held" else ISSUE_VERDICTS
+        issues = stream(engine, _NEW_ISSUES.params(kind=kind, known=known, **given), _Issue)
+        yield from ((kind, str(each)) for each in issues)
     if verdicts:
-        yield from (("recovered", str(each)) for each in _recoveries(engine, run, verdicts, of_orgs))
+        ended = _ENDED_ISSUES.params(verdicts=verdicts, started_at=run.started_at, **given)
+        yield from (("recovered", str(each)) for each in stream(engine, ended, _Recovery))
 
 
-def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+def _statement(name: str, kinds: str) -> TextClause:
+    """What the file has, for a list of ``kinds`` and of organisations."""
+    statement = text((files("etl.notify") / f"{name}.sql").read_text("utf-8"))
+    return statement.bindparams(
+        bindparam(kinds, expanding=True, type_=String),
+        bindparam("orgs", expanding=True, type_=String),
+        bindparam("finished_at", type_=UtcTime),
+    )
+
+
+_NEW_ISSUES: Final = _statement("new_issues", "known")
+_ENDED_ISSUES: Final = _statement("ended_issues", "verdicts").bindparams(bindparam("started_at", type_=UtcTime))
+
+
+def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Select[Any]:
+    of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
     what = [workflow_change.c[name] for name in _Change._fields[2:8]]
     return (
         select(
@@ -241,125 +223,6 @@ def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElem
         select(column).select_from(detail).where(*mine).limit(1).scalar_subquery().label(name)
         for name, column in zip(ChangeDetail._fields, columns, strict=True)
     ]
-
-
-def _new_issues(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """The run's issues of one kind whose target did not have one before.
-
-    After a failure or a hold, a valid answer that is not doubted always opens a span: so a span since the previous
-    issue shows that there was one. Failures do not end a hold; a held answer is valid, and ends a series of failures.
-    """
-    before, its_run = sync_issue.alias("before"), sync_run.alias("its_run")
-    known = (kind,) if kind == "held" else ISSUE_VERDICTS
-    latest = (
-        select(func.max(before.c.id))
-        .where(before.c.target_id == sync_issue.c.target_id, before.c.id < sync_issue.c.id)
-        .where(before.c.verdict.in_(known))
-        .correlate(sync_issue)
-        .scalar_subquery()
-    )
-    good_since = (
-        select(observation.c.first_at)
-        .where(observation.c.target_id == sync_issue.c.target_id, observation.c.first_at < run.finished_at)
-        .order_by(observation.c.id.desc())
-        .limit(1)
-        .correlate(sync_issue)
-        .scalar_subquery()
-    )
-    is_new = or_(before.c.id.is_(None), before.c.verdict != kind, good_since > its_run.c.started_at)
-    return (
-        select(
-            sync_issue.c.verdict,
-            target.c.org_id,
-            target.c.user_id,
-            target.c.expression,
-            sync_issue.c.message,
-            sync_issue.c.error_code,
-        )
-        .join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
-        .join(before, before.c.id == latest, isouter=True)
-        .join(its_run, its_run.c.id == before.c.run_id, isouter=True)
-        .where(sync_issue.c.run_id == run.id, sync_issue.c.verdict == kind, is_new, *of_orgs)
-        .order_by(*TARGET_KEY)
-    )
-
-
-def _recoveries(
-    engine: Engine, run: UnnotifiedRun, verdicts: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
-) -> Iterator[_Recovery]:
-    """Targets whose failures or hold ended during the run, except those that a concurrent run reports."""
-    found = list(stream(engine, _ended_issues(run, verdicts, of_orgs), _Recovery))
-    if not found:
-        return
-    with reading(engine) as connection:
-        meanwhile = select(*(sync_run.c[name] for name in _Period._fields)).where(
-            sync_run.c.started_at <= run.finished_at,
-            or_(sync_run.c.finished_at.is_(None), sync_run.c.finished_at >= run.started_at),
-        )
-        periods = [_Period(*row) for row in connection.execute(meanwhile)]
-    yield from (each for each in found if _owner(each, periods) == run.id)
-
-
-def _owner(recovery: _Recovery, periods: Sequence[_Period]) -> int:
-    """The run that reports it: one of the schedule that had the issue, else the first."""
-    covering = [p for p in periods if p.started_at <= recovery.at <= (p.finished_at or recovery.at)]
-    same = [period.id for period in covering if period.schedule == recovery.schedule]
-    return min(same or [period.id for period in covering])
-
-
-def _ended_issues(run: UnnotifiedRun, verdicts: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """Targets with a span that opened during the run, and an issue since the span before it."""
-    opened, earlier = observation.alias("opened"), observation.alias("earlier")
-    issue, its_run = sync_issue.alias("issue"), sync_run.alias("its_run")
-    # not finished_at: for an abandoned run, that is when it was noticed
-    seen_between = exists().where(
-        earlier.c.target_id == target.c.id,
-        earlier.c.id < opened.c.id,
-        earlier.c.first_at > its_run.c.heartbeat_at,
-    )
-    return (
-        select(
-            target.c.org_id,
-            target.c.user_id,
-            target.c.expression,
-            issue.c.verdict,
-            its_run.c.started_at,
-            its_run.c.schedule,
-            opened.c.first_at,
-        )
-        .join_from(target, opened, and_(opened.c.id == _latest_span(run), opened.c.first_at >= run.started_at))
-        .join(issue, issue.c.id == _latest_issue_before(opened, run, verdicts))
-        .join(its_run, its_run.c.id == issue.c.run_id)
-        .where(~seen_between, *of_orgs)
-        .order_by(*TARGET_KEY)
-    )
-
-
-def _latest_span(run: UnnotifiedRun) -> ScalarSelect[int]:
-    """The last span of ``target`` that had opened when the run ended."""
-    return (
-        select(observation.c.id)
-        .where(observation.c.target_id == target.c.id, observation.c.first_at <= run.finished_at)
-        .order_by(observation.c.id.desc())
-        .limit(1)
-        .correlate(target)
-        .scalar_subquery()
-    )
-
-
-def _latest_issue_before(opened: FromClause, run: UnnotifiedRun, verdicts: Sequence[str]) -> ScalarSelect[int]:
-    """The last issue of ``target`` from another run, which began before the span ``opened``."""
-    issue, its_run = sync_issue.alias("older"), sync_run.alias("older_run")
-    return (
-        select(issue.c.id)
-        .join_from(issue, its_run, its_run.c.id == issue.c.run_id)
-        .where(issue.c.target_id == target.c.id, issue.c.verdict.in_(verdicts))
-        .where(issue.c.run_id != run.id, its_run.c.started_at < opened.c.first_at)
-        .order_by(issue.c.id.desc())
-        .limit(1)
-        .correlate(target, opened)
-        .scalar_subquery()
-    )
 
 
 def _named(row: _Issue | _Recovery) -> str:
