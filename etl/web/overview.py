@@ -78,7 +78,7 @@ def gather(
     today = now.astimezone(scope.zone).date()
     last = next((run for run in RUNS.page(connection, _RUNS) if run.status != "running"), None)
     open_gaps = summaries.open_gap_count(connection)
-    counted, current = counted_sums(connection, scope, today, 0 if wait else health.listed)
+    counted, current = counted_sums(connection, scope, 0 if wait else health.listed)
     days = (scope.until - scope.since).days + 1
     org = WHOLE + scope.org if scope.org else ""
     return {
@@ -111,7 +111,7 @@ def counting_ahead(engine: Engine, now: Callable[[], dt.datetime]) -> Background
         with suppress(DatabaseError), short_transaction(engine) as connection:  # the service itself reports the error
             entries = summaries.entries(connection)
             if entries > MANY:
-                counted_sums(connection, period(now(), USUAL_PERIOD), now().astimezone(dt.UTC).date(), entries)
+                counted_sums(connection, period(now(), USUAL_PERIOD), entries)
         return _LOOK_AGAIN_SECONDS
 
     return BackgroundLoop("sums-ahead", step, stop_within_seconds=1.0)
@@ -177,12 +177,9 @@ def _with_remedy(condition: Condition, last_with: Mapping[str, Condition]) -> st
 class Sums(NamedTuple):
     """What was counted, of which state of the database, and how long it is used whatever happens."""
 
-    state: tuple[Any, ...]
+    state: tuple[int, ...]
     values: dict[str, Any]
     reusable_until: float
-
-
-Pieces = dict[str, Callable[[Connection], Any]]
 
 
 class KnownSums:
@@ -197,28 +194,25 @@ class KnownSums:
 KNOWN: Final[WeakKeyDictionary[Engine, KnownSums]] = WeakKeyDictionary()
 
 
-def counted_sums(
-    connection: Connection, scope: Scope, today: dt.date, entries: int
-) -> tuple[dict[str, Any] | None, bool]:
+def counted_sums(connection: Connection, scope: Scope, entries: int) -> tuple[dict[str, Any] | None, bool]:
     """The sums of a scope, and whether they are current; None where they are being counted for the first time.
 
     ``entries``: how many there are in all lists. Where they are many nothing is counted here.
     """
     known = KNOWN.setdefault(connection.engine, KnownSums())
-    state, now = (today, *summaries.state(connection)), time.monotonic()
+    state, now = summaries.state(connection), time.monotonic()
     last = known.sums.get(scope)
     if last is not None and (last.state == state or now < last.reusable_until):
         return last.values, True
-    pieces = _pieces(scope, today)
     if entries > MANY:
-        _count_in_a_thread(connection.engine, known, scope, state, pieces)
+        _count_in_a_thread(connection.engine, known, scope, state)
         return last and last.values, False
-    values = {name: piece(connection) for name, piece in pieces.items()}
+    values = {name: piece(connection) for name, piece in _pieces(scope).items()}
     _keep(known, scope, state, values, now)
     return values, True
 
 
-def _pieces(scope: Scope, today: dt.date) -> Pieces:
+def _pieces(scope: Scope) -> dict[str, Callable[[Connection], Any]]:
     """Days before the first observation are left out of them: what there was then is unknown, not zero."""
 
     def drawn(connection: Connection) -> Scope:
@@ -238,13 +232,13 @@ def _pieces(scope: Scope, today: dt.date) -> Pieces:
     }
 
 
-def _count_in_a_thread(engine: Engine, known: KnownSums, scope: Scope, state: tuple[Any, ...], pieces: Pieces) -> None:
+def _count_in_a_thread(engine: Engine, known: KnownSums, scope: Scope, state: tuple[int, ...]) -> None:
     """Each piece in a transaction of its own, so that on SQLite no writer waits for all of them."""
 
     def count() -> None:
         began, values = time.monotonic(), {}
         try:
-            for name, piece in pieces.items():
+            for name, piece in _pieces(scope).items():
                 with short_transaction(engine) as connection:
                     values[name] = piece(connection)
             _keep(known, scope, state, values, began)
@@ -260,7 +254,7 @@ def _count_in_a_thread(engine: Engine, known: KnownSums, scope: Scope, state: tu
     threading.Thread(target=count, name="sums", daemon=True).start()
 
 
-def _keep(known: KnownSums, scope: Scope, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
+def _keep(known: KnownSums, scope: Scope, state: tuple[int, ...], values: dict[str, Any], began: float) -> None:
     ended = time.monotonic()
     reusable_until = ended + _REUSED_FOR * (ended - began) if ended - began > _QUICK_SECONDS else ended
     with known.lock:
