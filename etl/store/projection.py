@@ -24,18 +24,17 @@ from sqlalchemy import Connection
 from etl.domain.organisation.rules import judge
 from etl.domain.organisation.values import (
     Answer,
-    EndedState,
     Event,
     Judgement,
-    Listed,
     ListEntry,
     ListingChange,
     Loss,
     StepContext,
     Workflow,
+    WorkflowState,
     states_after,
 )
-from etl.domain.organisation.versions import Member, Version, listed_before, listing_changes, while_counting
+from etl.domain.organisation.versions import Member, Version, last_of, listed_before, listing_changes, while_counting
 from etl.store import story_rows
 from etl.store.bulk import grouped
 from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow
@@ -44,6 +43,8 @@ MEMBERS_AT_ONCE: Final = 2_000
 """How many users are judged together, unless one organisation has more."""
 _LISTINGS_AT_ONCE: Final = 200_000
 """Workflows in memory at once, times the users of their organisation."""
+Changed = Mapping[str, Mapping[int, int | None]]
+"""By workflow: the targets whose versions change it, and the first version that removed it, if any."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -62,7 +63,8 @@ class JudgedWorkflow(NamedTuple):
     events: list[Event]
     waiting: Mapping[str, Loss]
     waited: bool
-    ended: list[EndedState]
+    ended: list[tuple[WorkflowState, dt.datetime]]
+    """The states that ended, and when."""
 
 
 class StoryStep(msgspec.Struct):
@@ -126,9 +128,12 @@ def read_steps(
     touched = sorted({*_touched(connection, steps, changes, step.decided_at), *differing})
     story_rows.read_baselines(connection, [flow for flow in touched if steps[flow.org_id].is_new], changes)
     weights = {org_id: len(of.by_id) for org_id, of in members.items()}
-    changed_by = _changed_by(changes)
+    changed = _changed(changes)
     for flows in grouped(touched, lambda flow: weights[flow.org_id], _LISTINGS_AT_ONCE):
-        _judge(connection, flows, steps, changed_by)
+        reader = _WorkflowReader(connection, flows, steps, changed)
+        for flow in flows:
+            story = steps[flow.org_id]
+            story.judged += _judged(story, flow, judge(story.context, reader.workflow(flow)), reader)
     return list(steps.values())
 
 
@@ -159,33 +164,19 @@ def _touched(
         yield FlowKey(org_of[target_id], flow_id)
 
 
-def _changed_by(changes: ChangeRows) -> Mapping[str, set[int]]:
-    changed: dict[str, set[int]] = defaultdict(set)
-    for (target_id, _), flows in changes.items():
-        for flow_id in flows:
-            changed[flow_id].add(target_id)
+def _changed(changes: ChangeRows) -> Changed:
+    changed: dict[str, dict[int, int | None]] = defaultdict(dict)
+    for (target_id, version), flows in sorted(changes.items()):
+        for flow_id, (_, after) in flows.items():
+            removed = changed[flow_id].get(target_id)
+            changed[flow_id][target_id] = version if removed is None and after is None else removed
     return changed
 
 
-def _judge(
-    connection: Connection,
-    flows: Sequence[FlowKey],
-    steps: Mapping[str, StoryStep],
-    changed_by: Mapping[str, set[int]],
-) -> None:
-    reader = _WorkflowReader(connection, flows, steps, changed_by)
-    for flow in flows:
-        step = steps[flow.org_id]
-        judgement = judge(step.context, reader.workflow(flow))
-        judged = _judged(step, flow, judgement, reader)
-        if judged is not None:
-            step.judged.append(judged)
-
-
-def _judged(step: StoryStep, flow: FlowKey, judgement: Judgement, reader: _WorkflowReader) -> JudgedWorkflow | None:
-    """None if the step changes nothing that is stored."""
+def _judged(step: StoryStep, flow: FlowKey, judgement: Judgement, reader: _WorkflowReader) -> Iterator[JudgedWorkflow]:
+    """Nothing if the step changes nothing that is stored."""
     if judgement.known is None:
-        return None
+        return
     before, waited = reader.rows.get(flow), reader.waiting.get(flow, {})
     users = step.context.users
     shows = [(users[u].retired_at, listing.listed.editable) for u, listing in judgement.listings.items()]
@@ -198,86 +189,56 @@ def _judged(step: StoryStep, flow: FlowKey, judgement: Judgement, reader: _Workf
         reader.ended_until.get(flow),
     )
     row = OrgFlow(judgement.known, judgement.due_at, judgement.awaited, len(staying), sum(map(bool, staying)), states)
-    if row == before and not judgement.events and judgement.waiting == waited:
-        return None
-    return JudgedWorkflow(flow, row, list(judgement.events), judgement.waiting, bool(waited), ended)
+    if row != before or judgement.events or judgement.waiting != waited:
+        yield JudgedWorkflow(flow, row, list(judgement.events), judgement.waiting, bool(waited), ended)
 
 
 class _WorkflowReader:
     """Everything that is needed to judge some workflows."""
 
     def __init__(
-        self,
-        connection: Connection,
-        flows: Sequence[FlowKey],
-        steps: Mapping[str, StoryStep],
-        changed_by: Mapping[str, set[int]],
+        self, connection: Connection, flows: Sequence[FlowKey], steps: Mapping[str, StoryStep], changed: Changed
     ) -> None:
         self._steps = steps
-        self._changed_by = changed_by
+        self._changed = {flow.flow_id: changed.get(flow.flow_id, {}) for flow in flows}
         self.rows = story_rows.read_org_flows(connection, flows)
         self.waiting = story_rows.read_waiting(connection, flows)
         stateless = [flow for flow, row in self.rows.items() if row.state is None]
         self.ended_until = story_rows.read_ended_until(connection, stateless)
         self._entries = story_rows.read_entries(connection, flows)
-        held = [flow for flow in flows if steps[flow.org_id].is_held]
-        self._held = story_rows.read_held(connection, held)
-        self._before: dict[FlowKey, list[tuple[Member, Listed, int | None]]] = {}
-        for flow in flows:
-            self._before[flow] = list(self._listed_before(flow))
+        self._held = story_rows.read_held(connection, [flow for flow in flows if steps[flow.org_id].is_held])
         lost = [
-            (member.target_id, flow.flow_id, removed)
-            for flow, members in self._before.items()
-            for member, _, removed in members
+            (target_id, flow_id, removed)
+            for flow_id, changed_by in self._changed.items()
+            for target_id, removed in changed_by.items()
             if removed is not None
         ]
         self._since = story_rows.read_since(connection, lost)
 
     def workflow(self, flow: FlowKey) -> Workflow:
-        step = self._steps[flow.org_id]
         row = self.rows.get(flow)
-        return Workflow(
-            flow.flow_id,
-            row.known if row else None,
-            dict(self._listings(flow)),
-            self.waiting.get(flow, {}),
-            list(self._changes(step, flow)),
-            dict(self._held_of(step, flow)),
-        )
+        listings: dict[str, ListEntry] = {}
+        changes: list[ListingChange] = []
+        held: dict[str, Answer] = {}
+        for member in self._members(flow):
+            key = member.target_id, flow.flow_id
+            versions = self._steps[flow.org_id].versions.get(member.target_id, ())
+            entry = self._entries[flow.flow_id].get(member.target_id)
+            before = listed_before(versions, flow.flow_id, entry and entry.listed)
+            if before is not None:
+                removed = self._changed[flow.flow_id].get(member.target_id)
+                since = entry.since if entry and removed is None else self._since[key]
+                listings[member.user_id] = while_counting(member, ListEntry(since, before))
+            if member.is_judged and (member.returns or versions):
+                changes += listing_changes(member, versions, flow.flow_id, before)
+            if key in self._held:
+                held[member.user_id] = last_of(member.whole, self._held[key])
+        known = row.known if row else None
+        return Workflow(flow.flow_id, known, listings, self.waiting.get(flow, {}), changes, held)
 
-    def _listed_before(self, flow: FlowKey) -> Iterator[tuple[Member, Listed, int | None]]:
-        step = self._steps[flow.org_id]
-        entries = self._entries[flow.flow_id]
-        for target_id in sorted(entries.keys() | self._changed_by.get(flow.flow_id, set())):
-            member = step.members.by_id.get(target_id)
-            if member is None:
-                continue
-            now = entries.get(target_id)
-            versions = step.versions.get(target_id, ())
-            listed, removed = listed_before(versions, flow.flow_id, now and now.listed)
-            if listed is not None:
-                yield member, listed, removed
-
-    def _listings(self, flow: FlowKey) -> Iterator[tuple[str, ListEntry]]:
-        entries = self._entries[flow.flow_id]
-        for member, listed, removed in self._before[flow]:
-            since = entries[member.target_id].since if removed is None else self._since[member.target_id, flow.flow_id]
-            yield member.user_id, while_counting(member, ListEntry(since, listed))
-
-    def _changes(self, step: StoryStep, flow: FlowKey) -> Iterator[ListingChange]:
-        before = {member.target_id: listed for member, listed, _ in self._before[flow]}
-        for target_id in before.keys() | self._changed_by.get(flow.flow_id, set()):
-            member = step.members.by_id.get(target_id)
-            if member is not None and member.is_judged and (member.returns or target_id in step.versions):
-                versions = step.versions.get(target_id, ())
-                yield from listing_changes(member, versions, flow.flow_id, before.get(target_id))
-
-    def _held_of(self, step: StoryStep, flow: FlowKey) -> Iterator[tuple[str, Answer]]:
-        """The last known answers that listed what is held now."""
-        for target_id in self._entries[flow.flow_id]:
-            member = step.members.by_id.get(target_id)
-            if member is None or (target_id, flow.flow_id) not in self._held:
-                continue
-            known = (member.whole, self._held[target_id, flow.flow_id])
-            latest = max((answer for answer in known if answer is not None), key=lambda each: each.arrived_at)
-            yield member.user_id, latest
+    def _members(self, flow: FlowKey) -> Iterator[Member]:
+        """The users who list it, or whose versions change it."""
+        by_id = self._steps[flow.org_id].members.by_id
+        for target_id in sorted(self._entries[flow.flow_id].keys() | self._changed[flow.flow_id].keys()):
+            if target_id in by_id:
+                yield by_id[target_id]

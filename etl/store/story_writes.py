@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Table, select, text
 
 from etl.domain.chain import microseconds, optional_microseconds
 from etl.domain.organisation.values import Answer, Event, Listed
@@ -99,8 +99,7 @@ def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) 
     judged = [each for of_story in steps for each in of_story.judged]
     _write_workflows(connection, judged)
     _write_events(connection, judged, step)
-    columns = ("run_id", "org_id", "decided_at", "versions", "heard")
-    insert_rows(connection, org_step, columns, (_step_row(each, step) for each in steps))
+    _insert(connection, org_step, (_step_row(each, step) for each in steps))
 
 
 def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step) -> bool:
@@ -132,14 +131,9 @@ def _lock(connection: Connection, steps: Sequence[StoryStep], affected: Sequence
 
 def _affected_rows(step: StoryStep) -> Iterator[tuple[Any, ...]]:
     for member in step.affected:
+        counts_since = _counts_since(member, step.versions.get(member.target_id, ()))
         away_since = member.retired_at if member.leaves else member.away_since
-        yield (
-            member.target_id,
-            member.version,
-            member.projected_version,
-            _counts_since(member, step.versions.get(member.target_id, ())),
-            away_since,
-        )
+        yield member.target_id, member.version, member.projected_version, counts_since, away_since
 
 
 def _counts_since(member: Member, versions: Sequence[Version]) -> dt.datetime | None:
@@ -172,65 +166,45 @@ def _write_workflows(connection: Connection, judged: Sequence[JudgedWorkflow]) -
         if flows:
             statement = delete.format(table=table, flows=FLOWS.sql(connection.dialect.name))
             connection.execute(text(statement), FLOWS.bound(connection, flows))
-    insert_rows(connection, org_flow, _FLOW, (_flow_row(each) for each in judged))
-    insert_rows(connection, org_loss, _LOSS, (row for each in judged for row in _loss_rows(each)))
-    insert_rows(connection, org_state, _STATE, (row for each in judged for row in _state_rows(each)))
+    _insert(connection, org_flow, map(_flow_row, judged))
+    _insert(connection, org_loss, (row for each in judged for row in _loss_rows(each)))
+    _insert(connection, org_state, (row for each in judged for row in _state_rows(each)))
 
 
-_FLOW: Final = tuple(column.name for column in org_flow.columns)
-_LOSS: Final = tuple(column.name for column in org_loss.columns)
-_STATE: Final = tuple(column.name for column in org_state.columns if column.name != "id")
+def _insert(connection: Connection, table: Table, rows: Iterable[Sequence[Any]]) -> None:
+    """Insert rows of all columns but the number that the database gives."""
+    columns = [column.name for column in table.columns if column is not table.autoincrement_column]
+    insert_rows(connection, table, columns, rows)
 
 
 def _flow_row(judged: JudgedWorkflow) -> tuple[Any, ...]:
-    row = judged.row
-    known, state = row.known, row.state
+    row, known, state = judged.row, judged.row.known, judged.row.state
     name, cycle = known.name, known.cycle
+    present = (
+        (state.valid_from, state.last_unchanged_at, state.from_kind, state.proven_for_all) if state else [None] * 4
+    )
     return (
-        *judged.flow,
-        known.since,
-        name.value,
-        *name.first,
-        *_unless(name.first, name.last),
-        cycle.value,
-        *_unless(name.first, cycle.first),
-        *_unless(cycle.first, cycle.last),
-        known.gone_at,
-        row.due_at,
-        row.awaited,
-        row.users,
-        row.editors,
-        state and state.valid_from,
-        state and state.last_unchanged_at,
-        state and state.from_kind,
-        state and state.proven_for_all,
+        *(*judged.flow, known.since),
+        *(name.value, *name.first, *_unless(name.first, name.last)),
+        *(cycle.value, *_unless(name.first, cycle.first), *_unless(cycle.first, cycle.last)),
+        *(known.gone_at, row.due_at, row.awaited, row.users, row.editors, *present),
     )
 
 
-def _unless(known: Answer | None, answer: Answer | None) -> tuple[dt.datetime | None, dt.datetime | None]:
-    """The times of an answer; none if they are known already."""
-    return (None, None) if answer is None or answer == known else answer
+def _unless(same: Answer, answer: Answer) -> Iterable[Any]:
+    """Times that are the same as others of the row are not written again."""
+    return (None, None) if answer == same else answer
 
 
 def _loss_rows(judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
     for user_id, loss in sorted(judged.waiting.items()):
-        yield (*judged.flow, user_id, *loss.listed, loss.shown_asked_at, *loss.without)
+        yield *judged.flow, user_id, *loss.listed, loss.shown_asked_at, *loss.without
 
 
 def _state_rows(judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
     for state, valid_to in judged.ended:
-        yield (
-            *judged.flow,
-            state.valid_from,
-            state.last_unchanged_at,
-            valid_to,
-            *state.listed[:2],
-            state.from_kind,
-            state.proven_for_all,
-        )
-
-
-_EVENT: Final = tuple(column.name for column in org_event.columns if column.name != "event_id")
+        times = (state.valid_from, state.last_unchanged_at, valid_to)
+        yield *judged.flow, *times, state.listed.name, state.listed.cycle, state.from_kind, state.proven_for_all
 
 
 def _write_events(connection: Connection, judged: Iterable[JudgedWorkflow], step: Step) -> None:
@@ -239,8 +213,7 @@ def _write_events(connection: Connection, judged: Iterable[JudgedWorkflow], step
         (event.observed_at, each.flow, number, event) for each in judged for number, event in enumerate(each.events)
     ]
     events.sort(key=lambda each: each[:3])
-    rows = (_event_row(flow, event, step) for _, flow, _, event in events)
-    insert_rows(connection, org_event, _EVENT, rows)
+    _insert(connection, org_event, (_event_row(flow, event, step) for _, flow, _, event in events))
 
 
 def _event_row(flow: FlowKey, event: Event, step: Step) -> tuple[Any, ...]:
@@ -255,13 +228,8 @@ def _event_row(flow: FlowKey, event: Event, step: Step) -> tuple[Any, ...]:
 
 def _step_row(of_story: StoryStep, step: Step) -> tuple[Any, ...]:
     versions = sorted((m.target_id, m.projected_version, m.version) for m in of_story.affected)
-    return (
-        step.run_id,
-        of_story.org_id,
-        step.decided_at,
-        msgspec.json.encode(versions).decode(),
-        msgspec.json.encode(_heard(of_story)).decode(),
-    )
+    texts = (msgspec.json.encode(each).decode() for each in (versions, _heard(of_story)))
+    return (step.run_id, of_story.org_id, step.decided_at, *texts)
 
 
 def _heard(of_story: StoryStep) -> Mapping[str, Any]:

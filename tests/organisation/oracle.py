@@ -31,7 +31,7 @@ class Oracle:
             baselines = list(judgement.baselines)
             kinds = Counter(event.kind for event in judgement.events)
             for event in judgement.events:
-                while baselines and baselines[0].at < event.observed_at:
+                while baselines and baselines[0].valid_from < event.observed_at:
                     del baselines[0]
                     self.there[judgement.flow_id] = True
                 self._check(event, narrow=self.narrow and event.proven_for_all and kinds[event.kind] == 1)

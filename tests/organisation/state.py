@@ -50,7 +50,6 @@ class KnownState:
         self.open: dict[str, Judgement] = {}
         """By workflow that must be judged again when it is due, the last judgement."""
         self._listed_by_leaving: set[str] = set()
-        self._listed_by_leaving: set[str] = set()
         self._whole: dict[str, Answer] = {}
         """By user, their last answer in which nothing was held."""
         self._changed: dict[tuple[str, str], Answer] = {}

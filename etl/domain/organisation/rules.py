@@ -12,7 +12,6 @@ from etl.domain.organisation.changes import Losses, attribute_events, losses
 from etl.domain.organisation.evidence import VALUE_FIELDS, Entry, Evidence
 from etl.domain.organisation.values import (
     Answer,
-    Baseline,
     Event,
     Judgement,
     KnownValue,
@@ -21,6 +20,7 @@ from etl.domain.organisation.values import (
     Loss,
     StepContext,
     Workflow,
+    WorkflowState,
 )
 
 
@@ -30,7 +30,7 @@ def judge(context: StepContext, workflow: Workflow) -> Judgement:
     A user's answers are judged one after the other: changes of several versions make several rounds.
     """
     events: list[Event] = []
-    baselines: list[Baseline] = []
+    baselines: list[WorkflowState] = []
     for changes, later in _rounds(workflow.changes):
         evidence = Evidence(context, workflow, changes, later)
         judgement = _judge_round(evidence)
@@ -66,7 +66,7 @@ class _RoundResult(NamedTuple):
     known: KnownWorkflow | None
     waiting: Mapping[str, Loss] = {}
     awaited: int = 0
-    baselines: tuple[Baseline, ...] = ()
+    baselines: tuple[WorkflowState, ...] = ()
 
 
 def _judge_round(evidence: Evidence) -> Judgement:
@@ -133,7 +133,7 @@ def _coming_into_sight(
     asked_before = [gain.asked_before for gain in evidence.gains if gain.asked_before < first.at]
     new = first.listed._replace(editable=None)
     if not asked_before and not evidence.back:
-        return _RoundResult(rest, known, baselines=(Baseline(new, first.at),))
+        return _RoundResult(rest, known, baselines=(WorkflowState(first.at, None, new, "baseline", True),))
     absent_at = _absent_at(evidence, gone) if is_proven_gone else None
     after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
     assert after is not None  # noqa: S101 - users come back only after its disappearance was reported

@@ -152,23 +152,17 @@ def _previous(version: Version, flow_id: str, before: Listed | None) -> Answer |
     """The user's last known answer that listed it; if it was not listed, the user's last answer."""
     if before is None or version.previous == version.whole:
         return version.previous
-    return max((a for a in (version.whole, version.shown.get(flow_id)) if a is not None), key=lambda a: a.arrived_at)
+    return last_of(version.whole, version.shown.get(flow_id))
 
 
-def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None) -> tuple[Listed | None, int | None]:
-    """How a user listed a workflow before the versions, and the number of the first version that removed it, if any."""
-    removed = None
-    changed = False
-    before = now
-    for version in versions:
-        change = version.changes.get(flow_id)
-        if change is None:
-            continue
-        if not changed:
-            before, changed = change[0], True
-        if change[1] is None and removed is None:
-            removed = version.number
-    return before, removed
+def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None) -> Listed | None:
+    """How a user listed a workflow before the versions; it is listed as ``now`` after them."""
+    return next((version.changes[flow_id][0] for version in versions if flow_id in version.changes), now)
+
+
+def last_of(*answers: Answer | None) -> Answer:
+    """The one that arrived last; at least one is known."""
+    return max((answer for answer in answers if answer is not None), key=lambda answer: answer.arrived_at)
 
 
 def while_counting(member: Member, listing: ListEntry) -> ListEntry:
