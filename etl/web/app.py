@@ -189,13 +189,12 @@ def create_app(site: Site, routes: Sequence[BaseRoute] = (), hosts: Collection[s
 
 
 def _static(request: Request) -> Response:
-    if request.path_params["name"] not in MEDIA_TYPES:
+    name, compressed = request.path_params["name"], "gzip" in request.headers.get("accept-encoding", "")
+    if name not in MEDIA_TYPES:
         raise HTTPException(404)
-    found = asset(request.path_params["name"])
     headers = {"Vary": "Accept-Encoding", "Cache-Control": "public, max-age=31536000, immutable"}
-    if "gzip" not in request.headers.get("accept-encoding", ""):
-        return Response(found.body, media_type=found.media_type, headers=headers)
-    return Response(found.compressed, media_type=found.media_type, headers={**headers, "Content-Encoding": "gzip"})
+    headers |= {"Content-Encoding": "gzip"} if compressed else {}
+    return Response(asset(name, compressed=compressed), media_type=MEDIA_TYPES[name], headers=headers)
 
 
 def _refused(request: Request, error: Exception) -> Response:

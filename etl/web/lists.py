@@ -191,7 +191,7 @@ def _statement(
         raise HTTPException(400, f"More than {LISTS_THEN} lists are of users like that: name one.") from error
 
 
-def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str | None) -> Response:
+def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str) -> Response:
     if fmt:
         raise HTTPException(400, "Name one organisation: the file has the workflows of one.")
     return html(request, "organisations.html", {"asked": asked, "orgs": orgs, "most": ORGANISATIONS})

@@ -295,7 +295,7 @@ def report_html(
         latest = trail_page.newest(connection, org=org, since=since, until=until, limit=EVENTS_AT_MOST + 1)
         lives = [_life(connection, *each) for each in summaries.most_changed(connection, asked, _LIVES)]
     inlined = {"style": "style.css", "app": "app.js", "plotly": PLOTLY}
-    inline = {name: asset(file).body.decode() for name, file in inlined.items()}
+    inline = {name: asset(file).decode() for name, file in inlined.items()}
     values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
     html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})
     with whole_file(file) as out:

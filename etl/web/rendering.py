@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from etl.config.slots import quartz_in_words
 from etl.domain.holds import described
@@ -34,14 +34,6 @@ PLOTLY: Final = "plotly-basic.min.js"
 """A built file of plotly.js, which `make plotly` brings; its licence lies beside it."""
 _REMEMBERED: Final = 4096
 """Elements; a page has some hundred different ones."""
-
-
-class Asset(NamedTuple):
-    """A file that a page needs, plain and compressed."""
-
-    media_type: str
-    body: bytes
-    compressed: bytes
 
 
 @functools.cache
@@ -156,20 +148,19 @@ MEDIA_TYPES: Final = {
 
 
 @functools.cache
-def asset(name: str) -> Asset:
+def asset(name: str, *, compressed: bool = False) -> bytes:
     """One of ``MEDIA_TYPES``."""
-    body = (files("etl.web") / "static" / name).read_bytes()
-    return Asset(MEDIA_TYPES[name], body, gzip.compress(body, mtime=0))
+    return gzip.compress(asset(name), mtime=0) if compressed else (files("etl.web") / "static" / name).read_bytes()
 
 
 @functools.cache
 def plotly_sheets() -> tuple[str, ...]:
     """The ids of the style elements that Plotly's script would add to a page that has no element with that id."""
-    found = re.findall(rb'getElementById\("([0-9a-f]{64})"\)', asset(PLOTLY).body)
+    found = re.findall(rb'getElementById\("([0-9a-f]{64})"\)', asset(PLOTLY))
     return ("plotly.js-style-global", *(each.decode() for each in found))
 
 
 @functools.cache
 def _address(name: str) -> str:
     """The address of an asset, with its version, so that a browser may cache it for ever."""
-    return f"/static/{name}?v={hashlib.sha256(asset(name).body).hexdigest()[:12]}"
+    return f"/static/{name}?v={hashlib.sha256(asset(name)).hexdigest()[:12]}"

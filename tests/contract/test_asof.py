@@ -54,9 +54,7 @@ def test_the_list_at_any_moment_agrees_with_an_independent_oracle(engine: Engine
 def test_the_number_of_users_of_a_workflow_at_any_moment_agrees_with_the_oracle(engine: Engine) -> None:
     world = World(engine, 3)
     world.live(60)
-    flows_of = {
-        org: [flow for _, flow in pairs] for org, pairs in groupby(_workflows(world), key=itemgetter(0))
-    }
+    flows_of = {org: [flow for _, flow in pairs] for org, pairs in groupby(_workflows(world), key=itemgetter(0))}
     for moment in world.moments(12):
         lists = [at[1] for oracle in world.oracles.values() if (at := oracle.at(moment))]
         known = Counter((row.org_id, row.flow_id) for rows in lists for row in rows if not row.expression)
