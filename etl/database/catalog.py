@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, text
@@ -66,10 +67,9 @@ def _of_postgresql(connection: Connection, *, partitions: bool) -> Catalog:
     schema, quoted = connection.execute(text(_POSTGRESQL_SCHEMA)).one()
     connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": quoted})
     found: Catalog = {}
-    for kind, query in _queries().items():
-        rows = connection.execute(text(query), {"schema": schema, "partitions": partitions})
-        for table, name, definition in rows:
-            found[SchemaPart(kind, table, name)] = _without_schema(definition, table, quoted)
+    parts = (files("etl.database") / "catalog.sql").read_text("utf-8")
+    for kind, table, name, definition in connection.execute(text(parts), {"schema": schema, "partitions": partitions}):
+        found[SchemaPart(kind, table, name)] = _without_schema(definition, table, quoted)
     return found
 
 
@@ -86,72 +86,6 @@ _POSTGRESQL_SCHEMA: Final = """
     SELECT n.oid, quote_ident(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = to_regclass('alembic_version')
 """
-
-_PARTS: Final = """
-    SELECT c.relname, {part} FROM pg_class c {joined}
-    WHERE c.relnamespace = :schema AND c.relkind IN ({kinds}) AND c.relispartition = :partitions
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
-"""
-_COLUMN: Final = """
-    a.attname, format('%s %s required=%s default=%s identity=%s', format_type(a.atttypid, a.atttypmod), o.collname,
-    a.attnotnull, pg_get_expr(e.adbin, e.adrelid), a.attidentity)
-"""
-_COLUMNS: Final = """
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-    LEFT JOIN pg_collation o ON o.oid = a.attcollation
-    LEFT JOIN pg_attrdef e ON e.adrelid = c.oid AND e.adnum = a.attnum
-"""
-_INDEX: Final = "x.relname, format('%s valid=%s', pg_get_indexdef(i.indexrelid), i.indisvalid)"
-_INDEXES: Final = """
-    JOIN pg_index i ON i.indrelid = c.oid JOIN pg_class x ON x.oid = i.indexrelid
-    AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.conrelid = c.oid)
-"""
-_CONSTRAINTS: Final = "JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype <> 'n'"
-_TRIGGER: Final = """
-    g.tgname, format('%s enabled=%s definer=%s: %s', pg_get_triggerdef(g.oid), g.tgenabled, p.prosecdef, p.prosrc)
-"""
-_TRIGGERS: Final = """
-    JOIN pg_trigger g ON g.tgrelid = c.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0)
-    JOIN pg_proc p ON p.oid = g.tgfoid
-"""
-_TABLE: Final = """
-    '', format('row security=%s forced=%s unlogged=%s', c.relrowsecurity, c.relforcerowsecurity, c.relpersistence = 'u')
-"""
-_VIEW: Final = "'', CASE c.relkind WHEN 'm' THEN 'materialized ' ELSE '' END || pg_get_viewdef(c.oid)"
-_HEIR: Final = "format('%s.%s', n.nspname, h.relname), ''"
-_HEIRS: Final = """
-    JOIN pg_inherits i ON i.inhparent = c.oid
-    JOIN pg_class h ON h.oid = i.inhrelid AND h.relkind <> 'I' AND NOT h.relispartition
-    JOIN pg_namespace n ON n.oid = h.relnamespace
-"""
-"""Tables in any schema whose rows are read as rows of the table."""
-_POLICY: Final = """
-    p.polname, format('%s permissive=%s roles=%s using=%s check=%s', p.polcmd, p.polpermissive, p.polroles,
-    pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
-"""
-_RULE: Final = "r.rulename, format('%s enabled=%s', pg_get_ruledef(r.oid), r.ev_enabled)"
-_RULES: Final = "JOIN pg_rewrite r ON r.ev_class = c.oid AND r.rulename <> '_RETURN'"
-
-
-def _parts(part: str, joined: str = "", kinds: str = "'r', 'p'") -> str:
-    return _PARTS.format(part=part, joined=joined, kinds=kinds)
-
-
-def _queries() -> dict[str, str]:
-    """Kind -> a query for (table, name in it, definition)."""
-    return {
-        "table": _parts(_TABLE),
-        "heir": _parts(_HEIR, _HEIRS),
-        "policy": _parts(_POLICY, "JOIN pg_policy p ON p.polrelid = c.oid"),
-        "view": _parts(_VIEW, kinds="'v', 'm'"),
-        "option": _parts("o, ''", "CROSS JOIN unnest(c.reloptions) o", kinds="'v', 'm'"),
-        "column": _parts(_COLUMN, _COLUMNS),
-        "index": _parts(_INDEX, _INDEXES),
-        "constraint": _parts("k.conname, pg_get_constraintdef(k.oid)", _CONSTRAINTS),
-        "trigger": _parts(_TRIGGER, _TRIGGERS, kinds="'r', 'p', 'v'"),
-        "rule": _parts(_RULE, _RULES, kinds="'r', 'p', 'v'"),
-    }
-
 
 _BOUNDS: Final = r"""
     SELECT CAST(substring(bounds FROM $$FROM \('(\d+)'\)$$) AS bigint),
