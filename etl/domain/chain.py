@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.domain.model import ChangeSet, Doubt, Flow, Span, Target
+from etl.domain.model import ChangeSet, Doubt, Flow, Target
 
 FORMAT: Final = 1
 TAG: Final = f"change/{FORMAT}"
@@ -38,9 +38,9 @@ def microseconds(instant: dt.datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
-def optional_microseconds(instant: dt.datetime | None) -> int | None:
-    """As ``microseconds``; None stays None."""
-    return None if instant is None else microseconds(instant)
+def in_microseconds(values: Iterable[Any]) -> list[Any]:
+    """The values, with each time in microseconds."""
+    return [microseconds(value) if isinstance(value, dt.datetime) else value for value in values]
 
 
 def digest(value: Any) -> str:
@@ -62,41 +62,22 @@ def approved_scope(
     target: Target, held_since: dt.datetime | None, flow_ids: Iterable[str], doubted: Iterable[Doubt] = ()
 ) -> str:
     """The digest of the hold that a person approved: when it began, and which removals and changes are held."""
-    held = (optional_microseconds(held_since), sorted(set(flow_ids)), sorted(set(doubted), key=_change_order))
-    return digest([*target, *held])
+    held = (held_since, sorted(set(flow_ids)), sorted(set(doubted), key=_change_order))
+    return digest(in_microseconds((*target, *held)))
 
 
 def change_set_content(change_set: ChangeSet) -> bytes:
     """The bytes of a change set that are hashed after its parent's hash."""
-    return encode(
-        (
-            TAG,
-            *change_set.target,
-            change_set.version,
-            change_set.kind,
-            microseconds(change_set.observed_at),
-            optional_microseconds(change_set.last_unchanged_at),
-            [_span(span) for span in sorted(change_set.spans, key=_first_at)],
-            change_set.approved_by,
-            change_set.approved_scope,
-            change_set.data_hash,
-            change_set.state_digest,
-            sorted(change_set.changes, key=_change_order),
-        )
+    spans = [in_microseconds(msgspec.structs.astuple(span)) for span in sorted(change_set.spans, key=_first_at)]
+    values = (
+        *(TAG, *change_set.target, change_set.version, change_set.kind),
+        *(change_set.observed_at, change_set.last_unchanged_at, spans, change_set.approved_by),
+        *(change_set.approved_scope, change_set.data_hash, change_set.state_digest),
+        sorted(change_set.changes, key=_change_order),
     )
+    return encode(in_microseconds(values))
 
 
 def change_set_hash(parent_hash: str, change_set: ChangeSet) -> str:
     """The hash that chains a change set to the one before."""
     return linked(parent_hash, change_set_content(change_set))
-
-
-def _span(span: Span) -> tuple[int, int, int, int, int, bool]:
-    return (
-        microseconds(span.first_at),
-        microseconds(span.last_asked_at),
-        microseconds(span.last_at),
-        span.observations,
-        span.longest_gap_seconds,
-        span.interrupted,
-    )

@@ -98,7 +98,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
-    """A span of time in which one version of a target was seen without interruption. Times are UTC."""
+    """A span of time in which one version of a target was seen without interruption, in the order of the chain."""
 
     first_at: dt.datetime
     last_asked_at: dt.datetime

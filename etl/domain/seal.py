@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.domain.chain import digest, encode, linked, microseconds
+from etl.domain.chain import digest, encode, in_microseconds, linked, microseconds
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Target
 
@@ -116,7 +116,7 @@ def digest_of_lists(lists: Iterable[Iterable[bytes]]) -> str:
 
 def encoded_row(values: Iterable[Any]) -> bytes:
     """The bytes of a row in a digest."""
-    return encode([microseconds(value) if isinstance(value, dt.datetime) else value for value in values])
+    return encode(in_microseconds(values))
 
 
 def _feed(computed: Any, encoded: Iterable[bytes]) -> None:

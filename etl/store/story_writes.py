@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Table, select, text
 
-from etl.domain.chain import microseconds, optional_microseconds
+from etl.domain.chain import in_microseconds, microseconds
 from etl.domain.organisation.values import Answer, Event, Listed
 from etl.domain.organisation.versions import Member, Version, first_answer
 from etl.schema import org_event, org_flow, org_loss, org_state, org_step
@@ -32,6 +32,7 @@ class FirstListsDiffer(Exception):
         self.flows = flows
 
 
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
 _EVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _AFFECTED: Final = BulkValues(
     id="bigint", version="int", projected="int", counts_since="timestamptz", away_since="timestamptz"
@@ -234,19 +235,14 @@ def _step_row(of_story: StoryStep, step: Step) -> tuple[Any, ...]:
 
 def _heard(of_story: StoryStep) -> Mapping[str, Any]:
     """By target: the latest answer's times, whether it is of this run, coverage gap, retirement; in microseconds."""
-    users = of_story.context.users
+    users, last_end = of_story.context.users, of_story.context.last_end
     return {
         "targets": [
-            [
-                member.target_id,
-                microseconds(user.latest.asked_at),
-                microseconds(user.latest.arrived_at),
-                user.heard,
-                user.coverage_gap // dt.timedelta(microseconds=1),
-                optional_microseconds(user.retired_at),
-            ]
+            in_microseconds(
+                (member.target_id, *user.latest, user.heard, user.coverage_gap // _MICROSECOND, user.retired_at)
+            )
             for member in of_story.members.by_id.values()
             if (user := users.get(member.user_id)) is not None
         ],
-        "back_from": optional_microseconds(of_story.context.last_end),
+        "back_from": last_end and microseconds(last_end),
     }
