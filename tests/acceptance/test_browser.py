@@ -8,13 +8,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import Engine
 
-from etl.web.labels import target_path, workflow_path
 from etl.web.overview import report_html
 from tests.support.browser import (
     COVERAGE_GAP,
     HOSTILE_NAME,
     HOSTILE_ORG,
     NOW,
+    PAGES,
     Watched,
     browser,
     drawn,
@@ -24,29 +24,6 @@ from tests.support.browser import (
 )
 
 __all__ = ["browser", "month"]
-
-PAGES = [
-    "/",
-    "/?days=7",
-    "/trail",
-    "/held",
-    "/targets",
-    "/targets?as_of=2026-03-20",
-    target_path("o2", "carol"),
-    target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
-    "/gaps",
-    "/events",
-    "/events/2",
-    "/runs",
-    "/runs/5",
-    "/search?q=1",
-    "/workflows",
-    "/workflows?org=o2",
-    "/workflows?org=o2&as_of=2026-03-20",
-    workflow_path("66", HOSTILE_ORG.org_id),
-    workflow_path("5", "o2"),
-]
-
 
 NAMELESS = """() => {
     const all = selector => [...document.querySelectorAll(selector)];

@@ -24,6 +24,7 @@ from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
 from etl.store import NewRun
 from etl.web.app import create_app
+from etl.web.labels import target_path, workflow_path
 from etl.web.page import Site
 from etl.web.server import HttpServer
 from tests.support.builders import UNCHECKED, Diary, after, flow, numbered
@@ -43,6 +44,17 @@ HOSTILE_FLOWS = [
     Flow("long", "x" * 5000, "mi", True),
 ]
 HOSTILE_ORG = Target('</script><b onmouseover="alert(1)">o9</b>', "<i>u</i>", '"><script>alert(1)</script>')
+
+
+PAGES = [
+    *("/", "/?days=7", "/trail", "/held", "/targets", "/workflows", "/gaps"),
+    *("/?days=365", "/events", "/events/2", "/runs", "/runs/5", "/search?q=1"),
+    *("/targets?as_of=2026-03-20", target_path("o1", "alice"), target_path("o2", "carol")),
+    target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
+    *("/workflows?org=o2", "/workflows?org=o2&as_of=2026-03-20"),
+    *(workflow_path("66", HOSTILE_ORG.org_id), workflow_path("5", "o2")),
+]
+"""One of each kind; the first seven are there without any rows, too."""
 
 
 def write_month(engine: Engine, url: str) -> None:
