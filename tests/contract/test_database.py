@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -384,40 +384,46 @@ def test_a_path_with_strange_characters_is_taken_as_it_is(tmp_path: Path, engine
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_a_missing_directory_is_named(tmp_path: Path, engines: list[Engine]) -> None:
+def test_a_missing_directory_and_a_directory_in_place_of_the_file_are_named(
+    tmp_path: Path, engines: list[Engine]
+) -> None:
     for act in (names, upgrade):
         with pytest.raises(DatabaseError, match=f"create the directory {tmp_path / 'missing'} first"):
             act(opened(engines, tmp_path / "missing" / "flowtrail.db"))
-
-
-def test_a_directory_in_place_of_the_file_is_reported(tmp_path: Path, engines: list[Engine]) -> None:
     with pytest.raises(DatabaseError, match="is a directory"):
         upgrade(opened(engines, tmp_path))
 
 
-def test_a_file_that_is_not_a_database_is_left_unchanged(tmp_path: Path, engines: list[Engine]) -> None:
-    file = tmp_path / "notes.txt"
-    file.write_text("remember the milk\n" * 100)
-    with pytest.raises(DatabaseError, match="is not a SQLite database and was left unchanged"):
-        require_current(opened(engines, file), create_if_empty_sqlite=True)
-    assert file.read_text() == "remember the milk\n" * 100
-
-
-def test_a_damaged_file_is_reported_as_damaged(sqlite_file: Path, engines: list[Engine]) -> None:
-    content = sqlite_file.read_bytes()
-    sqlite_file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
-    with pytest.raises(DatabaseError, match="is damaged and was left unchanged: restore a backup"):
-        names(opened(engines, sqlite_file))
-
-
-def test_a_file_in_another_encoding_is_refused(tmp_path: Path, engines: list[Engine]) -> None:
+def utf_16() -> bytes:
     """In UTF-16 its text would be sorted in another order."""
-    connection = sqlite3.connect(tmp_path / "flowtrail.db")
-    connection.executescript("PRAGMA encoding = 'UTF-16le'; CREATE TABLE lease (name TEXT)")
-    connection.close()
-    for act in (names, upgrade):
-        with pytest.raises(DatabaseError, match="is encoded in UTF-16le, and Flowtrail needs UTF-8"):
-            act(opened(engines, tmp_path / "flowtrail.db"))
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript("PRAGMA encoding = 'UTF-16le'; CREATE TABLE lease (name TEXT)")
+        return connection.serialize()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda _: b"remember the milk\n" * 100, "is not a SQLite database and was left unchanged"),
+        (lambda whole: whole[:100] + b"\xff" * (len(whole) - 100), "is damaged and was left unchanged: restore a bac"),
+        (lambda _: utf_16(), "is encoded in UTF-16le, and Flowtrail needs UTF-8"),
+        (
+            lambda whole: whole.replace(b"CREATE TABLE target", b"\xff\xfe\xfd\xfc\xfb\xfa TABLE target", 1),
+            "damaged",
+        ),
+    ],
+    ids=["text", "damaged", "UTF-16", "bytes that are not text"],
+)
+def test_a_file_that_is_no_sound_database_is_reported_and_left_unchanged(
+    sqlite_file: Path, engines: list[Engine], content: Callable[[bytes], bytes], said: str
+) -> None:
+    sqlite_file.write_bytes(content(sqlite_file.read_bytes()))
+    before = sqlite_file.read_bytes()
+    with pytest.raises(DatabaseError, match=said):
+        require_current(opened(engines, sqlite_file), create_if_empty_sqlite=True)
+    with pytest.raises(DatabaseError, match=said):
+        names(opened(engines, sqlite_file))
+    assert sqlite_file.read_bytes() == before
 
 
 def test_a_full_disk_is_reported_as_full(sqlite_file: Path, engines: list[Engine]) -> None:
@@ -619,18 +625,5 @@ def test_statements_need_not_be_prepared_where_a_pooler_cannot_have_it(
             assert connection.connection.driver_connection.prepare_threshold == meant
             prepared = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
         assert bool(prepared) == (meant is not None)
-    finally:
-        engine.dispose()
-
-
-def test_damaged_bytes_that_are_not_text_are_reported_as_damage(migrated_sqlite: Path, tmp_path: Path) -> None:
-    content = bytearray(migrated_sqlite.read_bytes())
-    at = content.index(b"CREATE TABLE target")
-    content[at : at + 6] = b"\xff\xfe\xfd\xfc\xfb\xfa"
-    (tmp_path / "damaged.db").write_bytes(content)
-    engine = connect(f"sqlite:///{tmp_path / 'damaged.db'}")
-    try:
-        with pytest.raises(DatabaseError, match="damaged"), reading(engine) as connection:
-            connection.execute(text("SELECT * FROM target"))
     finally:
         engine.dispose()
