@@ -74,24 +74,22 @@ def test_times_of_a_target_never_go_back_and_are_kept_where_they_did_not(span_en
     assert (times.asked_at, times.observed_at) == (asked_at, observed_at) or not sound
 
 
-def test_where_the_clock_went_back_the_time_is_the_latest_one_and_a_microsecond():
-    known = fence(TWENTY, HOURLY)
-    assert verdict.observation_times(known, after(hours=1), after(hours=1, seconds=2)) == (
-        HOURLY.last_at + TICK,
-        HOURLY.last_at + TICK,
-        True,
-    )
+HELD_AT = after(hours=30)
+HELD = msgspec.structs.replace(fence(TWENTY, HOURLY), held_asked_at=HELD_AT, held_at=HELD_AT)
 
 
-def test_an_answer_that_was_held_is_recorded_too_and_none_lies_before_it():
-    """It changes no span and no version; the organisation's story dates by it."""
-    held_at = after(hours=30)
-    known = msgspec.structs.replace(fence(TWENTY, HOURLY), held_asked_at=held_at, held_at=held_at)
-    assert verdict.observation_times(known, held_at - TICK, held_at) == (held_at + TICK, held_at + TICK, True)
-
-
-def test_a_clock_that_goes_back_within_one_request_gives_one_moment():
-    assert verdict.observation_times(NEW, after(seconds=2), START) == (after(seconds=2), after(seconds=2), True)
+@pytest.mark.parametrize(
+    ("known", "asked_at", "observed_at", "moment"),
+    [
+        pytest.param(
+            fence(TWENTY, HOURLY), after(hours=1), after(hours=1, seconds=2), HOURLY.last_at + TICK, id="span"
+        ),
+        pytest.param(HELD, HELD_AT - TICK, HELD_AT, HELD_AT + TICK, id="an answer that was held dates, too"),
+        pytest.param(NEW, after(seconds=2), START, after(seconds=2), id="within one request"),
+    ],
+)
+def test_where_the_clock_went_back_the_time_is_one_moment_after_the_latest(known, asked_at, observed_at, moment):
+    assert verdict.observation_times(known, asked_at, observed_at) == (moment, moment, True)
 
 
 def test_an_outcome_says_that_the_clock_went_back():
