@@ -76,22 +76,8 @@ def _relation(update_time: str | None, interval: tuple[dt.datetime | None, dt.da
 
 def moment(text: str, zone: dt.tzinfo) -> dt.datetime | None:
     """EnOS's ``2019-07-22 08:56:58.0`` as a time, if it is one; the earlier of two when clocks are put back."""
-    readings: tuple[Callable[[str], dt.datetime], ...] = (dt.datetime.fromisoformat, _with_fraction)
-    for read in readings:
-        try:
-            found = read(text.strip())
-        except ValueError:
-            continue
-        try:
-            return (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(dt.UTC)
-        except (OverflowError, ValueError):
-            return None
-    return None
-
-
-def _with_fraction(text: str) -> dt.datetime:
-    """Python 3.11 only reads fractions of 3 or 6 digits."""
-    whole, _, fraction = text.partition(".")
-    if not fraction.isdecimal():
-        raise ValueError(text)
-    return dt.datetime.strptime(f"{whole}.{fraction[:6]}", "%Y-%m-%d %H:%M:%S.%f")  # noqa: DTZ007 - EnOS says no zone
+    try:
+        found = dt.datetime.fromisoformat(text.strip())
+        return (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(dt.UTC)
+    except (OverflowError, ValueError):
+        return None
