@@ -115,8 +115,8 @@ def _serve(app: Application, *, standby: bool) -> bool:
 
 def _supervised(service: Service) -> AbstractContextManager[object]:
     """Tell systemd, where it asks for that, when the service is ready, that it makes progress, and when it stops."""
-    supervisor = config.supervisor()
-    if not supervisor.socket:
+    address, watchdog_seconds = config.supervisor()
+    if not address:
         return nullcontext()
     told: list[str] = []
 
@@ -127,9 +127,9 @@ def _supervised(service: Service) -> AbstractContextManager[object]:
         if loop.stopping:
             state = ["STOPPING=1"]
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            out.sendto("\n".join([*state, f"STATUS={service.role}"]).encode(), supervisor.socket)
+            out.sendto("\n".join([*state, f"STATUS={service.role}"]).encode(), address)
             told.extend(each for each in state if each == "READY=1")
-        return min(supervisor.watchdog_seconds / 3 or _TOLD_SECONDS, _TOLD_SECONDS) if told else _STARTING_SECONDS
+        return min(watchdog_seconds / 3 or _TOLD_SECONDS, _TOLD_SECONDS) if told else _STARTING_SECONDS
 
     return (loop := BackgroundLoop("supervisor", step, last_step=True, stop_within_seconds=_LAST_SECONDS))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from etl.config import addresses
 from etl.config import settings as shape
@@ -62,21 +62,13 @@ def load_schedules(settings: Settings) -> tuple[Schedule, ...]:
     return schedules
 
 
-class Supervisor(NamedTuple):
-    """What systemd wants to be told of the service, and where: its variables NOTIFY_SOCKET and WATCHDOG_USEC."""
-
-    socket: str
-    """The address of a datagram socket; "" where nobody wants to be told."""
-    watchdog_seconds: float
-    """Within this time it must hear of the service again and again; 0: it need not."""
-
-
-def supervisor() -> Supervisor:
-    """What the environment says of the supervisor of this process."""
+def supervisor() -> tuple[str, float]:
+    """The address of the datagram socket where systemd wants to be told of the service ("": nowhere), and within how
+    many seconds it must hear of it again and again (0: it need not). Its variables NOTIFY_SOCKET and WATCHDOG_USEC."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     address = os.environ.get("NOTIFY_SOCKET", "")
     address = "\0" + address[1:] if address.startswith("@") else address
-    return Supervisor(address, int(microseconds) / 1e6 if microseconds.isdecimal() else 0)
+    return address, int(microseconds) / 1e6 if microseconds.isdecimal() else 0
 
 
 def schedule_names(path: Path | None = None) -> list[str]:

@@ -121,8 +121,8 @@ def roster_page(api: Api, org_id: str, page: int) -> Request:
 
 
 def token(access_key: Hidden, timestamp_ms: int, secret: Hidden) -> tuple[Request, Hidden]:
-    """*Get Access Token*; with it the proof of the secret that it contains."""
-    proof = encryption(access_key, timestamp_ms, secret)
+    """*Get Access Token*; with it the proof of the secret that it contains: SHA-256 (hex) of key, time, secret."""
+    proof = Hidden(_sha256(f"{access_key}{timestamp_ms}{secret}"))
     asked = {"appKey": str(access_key), "encryption": str(proof), "timestamp": timestamp_ms}
     body = Hidden(msgspec.json.encode(asked).decode())
     return Request("token", "POST", TOKEN_PATH, {}, TOKEN_PATH, body), proof
@@ -132,11 +132,6 @@ def signature(token: str, params: Mapping[str, str], timestamp_ms: int, secret: 
     """``apim-signature``: SHA-256 (hex) of token, decoded parameters in ASCII order of name, body, time, secret."""
     joined = "".join([name + params[name] for name in sorted(params)])
     return Hidden(_sha256(f"{token}{joined}{body}{timestamp_ms}{secret}"))
-
-
-def encryption(access_key: str, timestamp_ms: int, secret: str) -> Hidden:
-    """``encryption`` of a token request: SHA-256 (hex) of key, time, secret."""
-    return Hidden(_sha256(f"{access_key}{timestamp_ms}{secret}"))
 
 
 def _sha256(text: str) -> str:
