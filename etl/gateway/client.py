@@ -24,7 +24,7 @@ from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import RENEWING, Hidden, excerpt, meaning_of, retry_after_seconds, status_error
 from etl.gateway.recording import Exchange
-from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, persist
+from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, retry_until_deadline
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
 from etl.system.clock import utc_now
@@ -182,7 +182,7 @@ class Gateway:
                 return self._attempt(call)
             except TransientGatewayError as error:
                 self._say_retry(error, call)
-                return persist(lambda: self._attempt(call), error, call.deadline)
+                return retry_until_deadline(lambda: self._attempt(call), error, call.deadline)
         except GatewayError as error:
             _complete(error, call)
             raise

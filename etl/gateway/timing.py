@@ -58,7 +58,7 @@ def _no_turn(deadline: Deadline) -> GatewayUnreachable:
     return error
 
 
-def persist(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:
+def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:
     """Retries after a first failure: full jitter, ``Retry-After`` with a minimum, no pause beyond the deadline.
 
     Raises the last error if the next pause would end after the deadline, and errors that are not transient at once.

@@ -16,6 +16,14 @@
 | 6 | an answer has another name or cycle than the known one | ``renamed``, ``cycle_changed`` | ``value_changes`` |
 | 6a | it repeats the user's last one, and somebody active shows the known one | none | ``value_changes`` |
 
+An event lies after the request of one answer (``last_unchanged_at``), and before another had arrived (``observed_at``):
+
+- 1: the latest request when nobody had it (``_absent_at``), and the first answer with it
+- 2: the user's last request answered without it, and the user's first answer with it
+- 3: the last request that was answered with it, and the first answer without it of the user who lost it last
+- 4: the user's last request answered with it, and the user's first answer without it
+- 6: the last request answered with the old value (``_last_unchanged``), and the first answer with the new one
+
 Rules 1 and 2 are in ``rules``, 3 to 6 in ``changes``. Each takes an interval from the answers that ``evidence`` has;
 the answers come from the versions of users' lists (``versions``); ``values`` has what goes in and comes out.
 """
