@@ -141,14 +141,11 @@ class Batch:
 
     def _settle(self, fences: Sequence[Fence]) -> BatchResult:
         """Settle targets whose fences have been read. What was written since then makes an answer stale."""
-        fetcher = Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
-        with (
-            structlog.contextvars.bound_contextvars(run_id=self._options.run_id),
-            self._writing() as write,
-            closing(fetcher.groups()) as groups,
-        ):
-            for group in groups:
-                write(self._judge_group(group))
+        with structlog.contextvars.bound_contextvars(run_id=self._options.run_id), self._writing() as write:
+            fetcher = Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
+            with closing(fetcher.groups()) as groups:
+                for group in groups:
+                    write(self._judge_group(group))
         return BatchResult(self._tally, self._judge.found())
 
     @contextmanager
