@@ -394,34 +394,25 @@ def test_a_span_that_was_not_open_must_not_have_grown(engine: Engine, story: Sto
     assert "2 observations" in finding.found
 
 
-def a_new_version(story: Story) -> Target:
-    story.answer(PLANT, flow(1))
-    return PLANT
+WRITTEN = pytest.mark.parametrize(
+    ("target", "listed"),
+    [
+        pytest.param(PLANT, flow(1), id="a new version"),
+        pytest.param(QUIET, flow(7, 'na"me\\\n\u2028\x7f', "mi", None), id="a longer span"),
+        pytest.param(FAILING, flow(1), id="a new span"),
+        pytest.param(Target("o9", "nobody"), flow(1), id="a new target"),
+    ],
+)
 
 
-def a_longer_span(story: Story) -> Target:
-    story.answer(QUIET, flow(7, 'na"me\\\n\u2028\x7f', "mi", None))
-    return QUIET
-
-
-def a_new_span(story: Story) -> Target:
-    story.answer(FAILING, flow(1))
-    return FAILING
-
-
-def a_new_target(story: Story) -> Target:
-    story.answer(Target("o9", "nobody"), flow(1))
-    return Target("o9", "nobody")
-
-
-@pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
+@WRITTEN
 def test_a_version_dated_before_the_kept_heads_but_not_in_them_was_inserted(
-    engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
+    engine: Engine, story: Story, intruder: Intruder, target: Target, listed: Flow
 ) -> None:
     """A sound trail, whose newest part claims to be older than heads that do not have it."""
     lines = kept(engine)
     intruder.run("UPDATE sync_run SET finished_at = started_at")
-    target = write(story)
+    story.answer(target, listed)
     assert found_in_chains(engine) == []
     assert list(against(engine, lines)) == [], "a run was under way, and committed it after the heads were taken"
     intruder.run("UPDATE sync_run SET finished_at = started_at")
@@ -431,13 +422,13 @@ def test_a_version_dated_before_the_kept_heads_but_not_in_them_was_inserted(
     assert "2026-04-01 00:00:00" in finding.expected
 
 
-@pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
+@WRITTEN
 def test_what_is_dated_after_the_heads_were_kept_is_what_they_wait_for(
-    engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
+    engine: Engine, story: Story, intruder: Intruder, target: Target, listed: Flow
 ) -> None:
     lines = kept(engine)
     story.now = NOW
-    write(story)
+    story.answer(target, listed)
     intruder.run("UPDATE sync_run SET finished_at = started_at")
     assert list(against(engine, lines)) == []
 

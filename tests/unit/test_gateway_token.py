@@ -166,12 +166,6 @@ def test_one_new_token_a_target_even_when_other_things_go_wrong_between() -> Non
     assert (error.code, error.attempts, len(server.token_requests)) == ("1203", 3, 2)
 
 
-def test_without_a_token_401_is_final() -> None:
-    with Hostile(http("", 401)) as server:
-        error = failure(server, own_connection=True)
-    assert (error.code, error.attempts, len(server.requests)) == ("http_401", 1, 1)
-
-
 @pytest.mark.parametrize("number", [1002, 1003, 1004, 1202, 1203, 1204, 9999])
 def test_a_refused_key_is_tried_once_and_counts_as_the_gateway_being_down(number: int) -> None:
     with Hostile(tokens=(token_code(number),)) as server:

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -24,8 +23,8 @@ from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import Refused
 from etl.gateway import Gateway
-from tests.support.enos import Delivery, Fault, LocalGateway
-from tests.support.enos.gateway import DeliveryLog, found
+from tests.support.enos import Fault, LocalGateway
+from tests.support.enos.gateway import found
 from tests.support.gateways import settings_for
 
 KEY, SECRET = "demo-access-key", "demo-secret-key"
@@ -313,18 +312,6 @@ def test_a_stale_answer_is_the_list_served_before_it_changed(gateway: LocalGatew
     assert [set(asker.ids()) for _ in range(3)] == [old, old, old | {"new"}]
 
 
-def test_dates_are_off_as_ordered(gateway: LocalGateway, asker: Asker) -> None:
-    def hours_off() -> int:
-        response = asker.my_flow()
-        response.read()
-        return round((parsedate_to_datetime(response.headers["Date"]).timestamp() - time.time()) / 3600)
-
-    gateway.order(Fault("date", seconds=-7200))
-    assert [hours_off(), hours_off()] == [-2, 0]
-    gateway.date_offset_seconds = 36000
-    assert hours_off() == 10
-
-
 # Faults of the connection
 
 
@@ -369,40 +356,6 @@ def test_a_client_that_did_not_wait_was_not_served(gateway: LocalGateway, asker:
 # Orders, and the delivery log
 
 
-def test_a_fault_affects_only_its_users_and_only_so_often(gateway: LocalGateway, asker: Asker) -> None:
-    other = gateway.world.users(ORG)[1]
-    order = gateway.order(Fault("code", code=99500, times=2, org=ORG, user=other))
-    remote = gateway.order(Fault("code", code=62103, org="another"))
-    assert not order.reached.is_set()
-    assert asker.code() == 0
-    assert [asker.code(userId=other) for _ in range(3)] == [99500, 99500, 0]
-    assert (order.reached.is_set(), order.met, remote.met) == (True, 2, 0)
-
-
-def test_the_delivery_log_says_what_each_request_was_and_got(gateway: LocalGateway, world: World, asker: Asker) -> None:
-    asker.ids(expression="a")
-    token, flows = gateway.deliveries.entries()
-    assert (token.endpoint, token.path, token.status, token.code) == ("token", TOKEN_PATH, 200, 0)
-    assert (flows.org, flows.user, flows.expression) == (ORG, USER, "a")
-    assert (flows.number, flows.endpoint, flows.verdict, flows.code) == (2, "flows", "ok", 0)
-    assert flows.timestamp == str(asker.clock)
-    assert flows.flows == tuple(flow for flow in world.flows(ORG, USER) if found(flow, "a"))
-    assert flows.answered_at is not None
-    assert gateway.deliveries.entries(after=1) == [flows]
-
-
-def test_an_entry_changes_only_when_its_fate_does() -> None:
-    deliveries = DeliveryLog()
-    entry = Delivery(endpoint="flows", path="/")
-    flows = (Flow("1", "a", "D", True),)
-    deliveries.put(entry, True, flows)
-    deliveries.put(entry, True, None)
-    assert deliveries.entries()[0].flows == flows
-    deliveries.put(entry, False, flows)
-    assert deliveries.entries()[0].flows is None
-    assert not deliveries.wait_until(lambda entries: len(entries) > 1, timeout_seconds=0)
-
-
 # The world
 
 
@@ -430,24 +383,6 @@ def test_a_few_steps_bring_every_kind_of_change() -> None:
     assert before.keys() - after.keys()
     for field in ("flow_name", "cycle", "editable"):
         assert any(getattr(old, field) != getattr(new, field) for old, new in both)
-
-
-def test_edits_reach_the_users_concerned() -> None:
-    world = World(orgs=0)
-    for user, editable in (("u1", True), ("u2", False)):
-        world.set_flows("o", user, [Flow("1", "a", "D", editable)])
-    world.rename("o", "1", "b")
-    world.set_cycle("o", "1", "mi")
-    world.set_editable("o", "u2", "1", True)
-    world.add_flow("o", Flow("2", "c", "M", True), ["u2"])
-    assert world.flows("o", "u1") == (Flow("1", "b", "mi", True),)
-    assert world.flows("o", "u2") == (Flow("1", "b", "mi", True), Flow("2", "c", "M", True))
-    world.remove_flow("o", "1")
-    world.remove_user("o", "u2")
-    assert world.flows("o", "u1") == ()
-    assert (world.orgs(), world.users("o")) == (["o"], ["u1"])
-    with pytest.raises(KeyError):
-        world.rename("o", "no such workflow", "x")
 
 
 # Its own process
