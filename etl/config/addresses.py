@@ -9,6 +9,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -20,6 +21,7 @@ from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
 KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TARGET_ISSUE_KINDS, *ORGANISATION_KINDS)))
 """Every kind of notification, first those that receivers get by default."""
+_LISTEN: Final = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _RECEIVER: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 
 # Services that give credentials to anybody who asks from inside a cloud machine.
@@ -71,11 +73,7 @@ def listen(value: object) -> str:
     """ "host:port", or "" for none."""
     if value == "":
         return ""
-    match = (
-        re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", value)
-        if isinstance(value, str)
-        else None
-    )
+    match = _LISTEN.fullmatch(value) if isinstance(value, str) else None
     if match is None or int(match[2]) > 65_535:
         raise ValueError(f'must be "host:port" such as "127.0.0.1:8787", or "" for none, not {shown(value)}')
     return match[0]
@@ -171,7 +169,10 @@ def _web_address(value: object) -> tuple[str, SplitResult]:
         raise ValueError(f"has an invalid host or port: {shown(value)}") from None
     if not host or not port_is_real or parts.netloc.endswith(":"):
         raise ValueError(f"has an invalid host or port: {shown(value)}")
-    _refuse_metadata(host)
+    address = _ip(host)
+    inner = getattr(address, "ipv4_mapped", None) or address
+    if host in _METADATA_HOSTS or (inner is not None and any(inner in network for network in _METADATA_NETWORKS)):
+        raise ValueError(f"{host} is a metadata or link-local address, never a gateway")
     return value, parts
 
 
@@ -182,24 +183,11 @@ def _ascii_host(host: str) -> str:
     ascii_host = host.encode("idna").decode("ascii").lower().rstrip(".")
     if re.search(r"[^a-z0-9._-]", ascii_host) or ".." in ascii_host:
         raise ValueError(host)
-    if _ip(ascii_host) is None and _resolves_as_number(ascii_host):
-        raise ValueError(host)
+    if _ip(ascii_host) is None:
+        with suppress(OSError):
+            socket.inet_aton(ascii_host)  # also takes 2852039166, 0xa9fea9fe and 0251.0376.0251.0376
+            raise ValueError(host)
     return ascii_host
-
-
-def _resolves_as_number(host: str) -> bool:
-    try:
-        socket.inet_aton(host)  # also takes 2852039166, 0xa9fea9fe and 0251.0376.0251.0376
-    except OSError:
-        return False
-    return True
-
-
-def _refuse_metadata(host: str) -> None:
-    address = _ip(host)
-    inner = getattr(address, "ipv4_mapped", None) or address
-    if host in _METADATA_HOSTS or (inner is not None and any(inner in network for network in _METADATA_NETWORKS)):
-        raise ValueError(f"{host} is a metadata or link-local address, never a gateway")
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -38,9 +38,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None, *, 
     ``asks_gateway``. Raises ConfigError with every problem.
     """
     values = _read(path, environ)
-    warnings = _apply_rules(values, asks_gateway=asks_gateway)
-    _refuse(values.problems)
-    return _settings(values, warnings)
+    return _settings(values, _apply_rules(values, asks_gateway=asks_gateway))
 
 
 def load_all(
@@ -51,7 +49,7 @@ def load_all(
     warnings = _apply_rules(values)
     lost = values.is_faulty("schedules_dir")
     schedules, problems = ((), []) if lost else read_schedules(Path(values["schedules_dir"]))
-    _refuse([*values.problems, *problems])
+    values.problems += problems
     return _settings(values, warnings), schedules
 
 
@@ -123,6 +121,7 @@ def _read(path: Path | None, environ: Mapping[str, str] | None) -> Values:
 
 
 def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
+    _refuse(values.problems)
     sections: dict[str, Any] = {name: values.section(name, kind) for name, kind in shape.SECTIONS.items()}
     return Settings(
         path=values.path.absolute(),

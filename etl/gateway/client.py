@@ -22,7 +22,7 @@ from etl.gateway import calls, roster
 from etl.gateway.answer import RawAnswer, read_detail, read_snapshot
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
-from etl.gateway.errors import RENEWING, Hidden, excerpt, meaning_of, retry_after_seconds, status_error
+from etl.gateway.errors import RENEWING, Hidden, excerpt, retry_after_seconds, status_error
 from etl.gateway.recording import Exchange
 from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, retry_until_deadline
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
@@ -291,12 +291,12 @@ class Gateway:
 
     def _refuse(self, reply: Reply, asked_at: dt.datetime, shown: Callable[[bytes | str], str]) -> None:
         """Raises for a status that is not a success, and for clocks that are too far apart."""
-        status = reply.status
+        error = None if reply.status == 200 else status_error(reply.status, reply.headers, reply.body, shown)
         skew = self._gateway_clock.measure(reply.headers, reply.headers_at, asked_at)
-        if meaning_of(status) != "retry":
+        if error is None or not error.transient:
             self._gateway_clock.refuse(skew)
-        if status != 200:
-            raise status_error(status, reply.headers, reply.body, shown)
+        if error:
+            raise error
 
 
 def _refuse_plain_http(settings: GatewaySettings) -> None:

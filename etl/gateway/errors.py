@@ -34,7 +34,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 from urllib.parse import quote as url_quote
 from urllib.parse import urlsplit
 
@@ -111,7 +111,6 @@ def _reason(causes: list[BaseException]) -> str:
 # What a gateway answers
 
 Quote = Callable[[bytes | str], str]
-Meaning = Literal["answer", "renew", "retry", "redirect", "refuse", "malformed"]
 
 RENEWING: Final = frozenset({"http_401", "1203"})
 _HICCUPS: Final = frozenset({62109, 99500})
@@ -150,34 +149,20 @@ _STATUSES: Final = {
 }
 
 
-def meaning_of(status: int) -> Meaning:
-    """The table above, for any status."""
-    if status == 200:
-        return "answer"
-    if status == 401:
-        return "renew"
-    if status == 429 or 500 <= status <= 599:
-        return "retry"
-    if 300 <= status <= 399:
-        return "redirect"
-    return "refuse" if 400 <= status <= 499 else "malformed"
-
-
 def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Quote) -> GatewayError:
-    """The error for a status other than 200."""
-    meaning, code = meaning_of(status), f"http_{status}"
-    quoted = f", and said {quote(body)}" if body.strip() else ""
-    if meaning == "retry":
+    """The error for a status other than 200, by the table above."""
+    code, quoted = f"http_{status}", f", and said {quote(body)}" if body.strip() else ""
+    if status == 429 or 500 <= status <= 599:
         text = _STATUSES.get(status, "the gateway or the service behind it failed")
         return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code, http_status=status)
-    if meaning == "redirect":
+    if 300 <= status <= 399:
         message = f"HTTP {status}, a redirect{_redirect_host(headers)}, is never followed: check [gateway] url"
         return Refused(message, code=code, http_status=status)
-    if meaning == "malformed":
+    if not 400 <= status <= 499:
         message = f"HTTP {status} instead of 200 and a list{quoted}"
         return Malformed(message, code="malformed", http_status=status)
     error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code, http_status=status)
-    error.gateway_down_evidence = meaning == "renew"
+    error.gateway_down_evidence = status == 401
     return error
 
 

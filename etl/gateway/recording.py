@@ -120,17 +120,14 @@ class Recorder:
     def _list(self, key: str, items: list[Any], depth: int) -> dict[str, Any]:
         shapes = Counter(msgspec.json.encode(self._kinds(self._shape(key, item, depth + 1))) for item in items)
         kinds = [{"items": count, "shape": msgspec.json.decode(shape)} for shape, count in shapes.most_common()]
-        same = len({self._item_id(item) for item in items}) if items else 0
-        return {"list": len(items), "different": same, "of": kinds[:_SHAPES_OF_A_LIST]}
+        different = {json.dumps(item, sort_keys=True) for item in items}
+        return {"list": len(items), "different": len(different), "of": kinds[:_SHAPES_OF_A_LIST]}
 
     def _kinds(self, shape: Any) -> Any:
         """A shape without lengths and hashes, so that items of the same kind are equal."""
         if isinstance(shape, dict):
             return {name: self._kinds(each) for name, each in shape.items()}
         return shape.partition("(")[0].partition(" #")[0] if isinstance(shape, str) else shape
-
-    def _item_id(self, item: Any) -> str:
-        return self._hash(json.dumps(item, sort_keys=True))
 
     def _hash(self, text: str) -> str:
         return hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -31,11 +31,10 @@ class _Digits(str):
     __slots__ = ()
 
 
-class _DuplicateKey:
-    """An object in which a key occurs twice."""
+class _DuplicateKey(str):
+    """Stands for an object in which this key occurs twice."""
 
-    def __init__(self, key: str) -> None:
-        self.key = printable(key)[:80]
+    __slots__ = ()
 
 
 def reread_strictly(snapshot: Snapshot) -> None:
@@ -93,7 +92,7 @@ def _parsed(body: bytes) -> Any:
         if len(found) == len(pairs):
             return found
         keys = [key for key, _ in pairs]
-        duplicates.append(_DuplicateKey(next(key for key in keys if keys.count(key) > 1)))
+        duplicates.append(_DuplicateKey(printable(next(key for key in keys if keys.count(key) > 1))[:80]))
         return duplicates[-1]
 
     try:
@@ -119,8 +118,8 @@ def _refuse_duplicate_keys(parsed: Any, duplicates: list[_DuplicateKey]) -> None
     items = parsed.get("data") if isinstance(parsed, dict) else parsed
     for index, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, _DuplicateKey):
-            raise _Problem(f'data[{index}] has the key "{item.key}" twice')
-    raise _Problem(f'one of its objects has the key "{duplicates[0].key}" twice')
+            raise _Problem(f'data[{index}] has the key "{item}" twice')
+    raise _Problem(f'one of its objects has the key "{duplicates[0]}" twice')
 
 
 def _object(found: Any) -> dict[str, Any]:
@@ -205,7 +204,6 @@ _KINDS: Final[dict[type, str]] = {
     str: "a string",
     list: "a list",
     dict: "an object",
-    _DuplicateKey: "an object with a key twice",
     type(None): "null",
 }
 

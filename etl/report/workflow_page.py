@@ -250,11 +250,10 @@ def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datet
         sides = before.get(flow_id), after.get(flow_id)
         found += [OrgDifference(flow_id, kind, *_values(*sides)) for kind in _kinds(*sides, happened[flow_id, None])]
     for (flow_id, user_id), seen in happened.items():
-        if user_id is None or flow_id not in before or flow_id not in after:
-            continue
-        if seen[0] == seen[-1]:  # otherwise the user has what he or she had
+        # otherwise the user has what he or she had
+        if user_id is not None and seen[0] == seen[-1] and flow_id in before and flow_id in after:
             values = _values(before[flow_id], after[flow_id])
-            found.append(OrgDifference(flow_id, seen[0], *values)._replace(user_id=user_id))
+            found.append(OrgDifference(flow_id, seen[0], *values, user_id))
     return sorted(found, key=lambda each: (each.flow_id, each.user_id or ""))
 
 

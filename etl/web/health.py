@@ -204,24 +204,21 @@ class CachedProbe(Generic[T]):
         self._flights = SingleFlight[T]()
         self._latest: Future[T] | None = None
         """The last result, which is returned until the rest is over."""
-        self._rests_until = 0.0
-        self._seen: T | None = None
-        self._good_until = 0.0
+        self._rests_until = self._good_until = 0.0
 
     def __call__(self) -> T:
         try:
             return self._look_at_most_once().result(self._patience_seconds)
         except TimeoutError:
-            if self._seen is not None and time.monotonic() < self._good_until:
-                return self._seen
+            if self._latest is not None and time.monotonic() < self._good_until:
+                return self._latest.result()
             raise DatabaseUnreachable(
                 f"The database does not answer within {self._patience_seconds:g} s: it may be down, or busy."
             ) from None
 
     def _look_at_most_once(self) -> Future[T]:
-        latest = self._latest
-        if latest is not None and time.monotonic() < self._rests_until:
-            return latest
+        if self._latest is not None and time.monotonic() < self._rests_until:
+            return self._latest
         flight, leads = self._flights.join()
         if leads:
             threading.Thread(target=self._probe, args=(flight,), name="probe", daemon=True).start()
@@ -230,9 +227,9 @@ class CachedProbe(Generic[T]):
     def _probe(self, flight: Future[T]) -> None:
         began = time.monotonic()
         try:
-            self._seen = seen = self._look()
+            seen = self._look()
         except Exception as error:
-            self._latest = None
+            self._rests_until = 0.0
             self._flights.end(flight, error)
             return
         ended = time.monotonic()

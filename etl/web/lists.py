@@ -136,7 +136,9 @@ def all_workflows(site: Site, request: Request) -> Response:
     with short_transaction(site.engine) as connection:
         orgs = workflow_page.organisations(connection, asked.text("org"), ORGANISATIONS)
         if len(orgs) != 1:
-            return _which_organisation(request, asked, orgs, fmt)
+            if fmt:
+                raise HTTPException(400, "Name one organisation: the file has the workflows of one.")
+            return html(request, "organisations.html", {"asked": asked, "orgs": orgs, "most": ORGANISATIONS})
         org = orgs[0].org_id
         if at and asked.text("which"):
             raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: choose all, or empty “As of”.")
@@ -189,12 +191,6 @@ def _statement(
         return workflow_page.list_then(connection, org, asked.text("user"), at, **wanted)
     except TooManyLists as error:
         raise HTTPException(400, f"More than {LISTS_THEN} lists are of users like that: name one.") from error
-
-
-def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str) -> Response:
-    if fmt:
-        raise HTTPException(400, "Name one organisation: the file has the workflows of one.")
-    return html(request, "organisations.html", {"asked": asked, "orgs": orgs, "most": ORGANISATIONS})
 
 
 def one_workflow(site: Site, request: Request) -> Response:

@@ -19,9 +19,9 @@ import pytest
 import requests.exceptions
 from tenacity import RetryCallState, Retrying
 
-from etl.errors import GatewayError, GatewayUnreachable, Malformed
+from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused
 from etl.gateway.calls import signature
-from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, meaning_of, retry_after_seconds
+from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, retry_after_seconds, status_error
 from etl.gateway.timing import _skew_seconds, helps_to_retry, pause_seconds
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway
 from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
@@ -80,11 +80,12 @@ def test_the_meaning_is_in_our_own_words(foreign: Exception, code: str, words: s
 
 
 def test_every_status_has_a_meaning() -> None:
-    expected = {200: "answer", 401: "renew", 429: "retry"}
-    for status in range(100, 600):
-        rule = {1: "malformed", 2: "malformed", 3: "redirect", 4: "refuse", 5: "retry"}[status // 100]
-        assert meaning_of(status) == expected.get(status, rule)
-    assert {meaning_of(status) for status in (0, 99, 600, 999, -1)} == {"malformed"}
+    meanings = {3: Refused, 4: Refused, 5: GatewayUnreachable}
+    for status in (*range(-1, 200), *range(201, 1000)):
+        error = status_error(status, {}, b"", repr)
+        assert type(error) is (GatewayUnreachable if status == 429 else meanings.get(status // 100, Malformed))
+        assert error.transient == error.gateway_down_evidence or status == 401
+        assert ("a redirect" in error.message) == (status // 100 == 3)
 
 
 def test_only_transient_errors_are_retried() -> None:
