@@ -277,6 +277,6 @@ def _kinds(old: Any, new: Any, events: Sequence[str]) -> Iterator[str]:
             yield "renamed"
 
 
-def _values(*sides: Any) -> tuple[str | None, ...]:
+def _values(old: Any, new: Any) -> tuple[str | None, str | None, str | None, str | None]:
     """Names, then cycles, each before and after."""
-    return (*(side and side.flow_name for side in sides), *(side and side.cycle for side in sides))
+    return old and old.flow_name, new and new.flow_name, old and old.cycle, new and new.cycle
