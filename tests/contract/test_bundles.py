@@ -6,8 +6,6 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -160,17 +158,6 @@ def test_signatures_time_stamps_and_the_checker_are_in_it(engine: Engine, said: 
     assert (code, "Proven: time stamps: 1, each of its seal." in printed) == (0, True)
     with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
         assert archive.read("check.py") == Path(check.__file__).read_bytes()
-
-
-def test_a_python_without_any_package_checks_it(house: House, tmp_path: Path) -> None:
-    house.serve({"plants": [ANN, BEN]})
-    bundle, _ = written(house)
-    (tmp_path / "bundle.zip").write_bytes(bundle)
-    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-        archive.extract("check.py", tmp_path)
-    bare = [sys.executable, "-I", "-S", "check.py", "bundle.zip"]
-    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, "everything holds" in done.stdout, done.stderr) == (0, True, "")
 
 
 # ------------------------------------------------------------------------------- what both must find, in the database

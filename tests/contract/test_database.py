@@ -106,11 +106,10 @@ def test_two_readings_of_one_block_see_the_same_moment(
     assert names(engine) == ["late"]
 
 
-def test_a_reading_block_cannot_write_on_postgresql(migrated_postgres: str, postgres: local_postgres.Server) -> None:
-    engine = connect(postgres.url(migrated_postgres))
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_a_reading_block_cannot_write_on_postgresql(engine: Engine) -> None:
     with pytest.raises(DatabaseError, match="read-only transaction"), reading(engine) as connection:
         connection.exec_driver_sql("DELETE FROM lease")
-    engine.dispose()
 
 
 def test_no_update_is_lost_between_eight_writers(engine: Engine, database_url: str, engines: list[Engine]) -> None:
@@ -615,15 +614,11 @@ def test_the_error_of_a_missing_table_points_to_the_check(engine: Engine) -> Non
 
 @pytest.mark.parametrize(("value", "meant"), [("none", None), ("0", 1), ("9", 9)])
 def test_statements_need_not_be_prepared_where_a_pooler_cannot_have_it(
-    migrated_postgres: str, postgres: local_postgres.Server, value: str, meant: int | None
+    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine], value: str, meant: int | None
 ) -> None:
-    engine = connect(f"{postgres.url(migrated_postgres)}&prepare_threshold={value}")
-    try:
-        with reading(engine) as connection:
-            for _ in range(10):
-                connection.execute(text("SELECT count(*) FROM target"))
-            assert connection.connection.driver_connection.prepare_threshold == meant
-            prepared = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
-        assert bool(prepared) == (meant is not None)
-    finally:
-        engine.dispose()
+    with reading(opened(engines, f"{postgres.url(migrated_postgres)}&prepare_threshold={value}")) as connection:
+        for _ in range(10):
+            connection.execute(text("SELECT count(*) FROM target"))
+        assert connection.connection.driver_connection.prepare_threshold == meant
+        prepared = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+    assert bool(prepared) == (meant is not None)

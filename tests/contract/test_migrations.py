@@ -243,10 +243,6 @@ def test_a_database_of_another_program_is_not_taken_over(tmp_path: Path) -> None
     engine.dispose()
 
 
-def test_a_current_schema_is_what_is_required(engine: Engine) -> None:
-    require_current(engine)
-
-
 def test_an_older_schema_is_refused_until_it_is_upgraded_and_keeps_its_rows(empty: Engine) -> None:
     with creating(empty) as connection:
         migrate(connection, "0001")

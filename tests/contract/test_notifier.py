@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from etl.store.notifications import OpenCondition
 from tests.support.builders import flow
 from tests.support.receiver import PATIENCE_SECONDS, HttpReceiver
 from tests.support.run_history import ANN, BOB, EVE, ON, RunHistory
+from tests.support.served import wait_until
 
 AT_ONCE = Timing(first_retry_seconds=0.01, longest_retry_seconds=0.05, overdue_after_seconds=0, overdue_every_seconds=0)
 ON_SQLITE = pytest.mark.parametrize("dialect", ["sqlite"])
@@ -269,15 +270,6 @@ def test_retired_targets_are_forgotten_without_a_notification(history: RunHistor
     with reading(history.engine) as connection:
         assert connection.execute(text("SELECT count(*) FROM overdue_notice")).scalar_one() == 0
     assert len(receiver.got) == 1
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for a row that another thread writes."""
-    for _ in range(PATIENCE_SECONDS * 100):
-        if is_so():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came")
 
 
 def a_condition(code: str, cause: str = "") -> OpenCondition:

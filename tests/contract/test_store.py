@@ -87,20 +87,6 @@ def test_a_history_with_every_kind_of_change_passes_the_independent_checker(diar
     diary.check(every_answer=True)
 
 
-def test_a_quiet_apply_writes_only_the_observation(diary):
-    diary.answer(TWENTY, START)
-    diary.answer(numbered(1, 3), after(hours=1), BOB)
-    before = dump(diary.engine)
-    outcomes = [
-        diary.judge(diary.fence(ALICE), TWENTY, after(hours=2)),
-        diary.judge(diary.fence(BOB), numbered(1, 3), after(hours=2)),
-    ]
-    assert diary.apply(*outcomes) == set()
-    assert written(before, dump(diary.engine)) == {"observation"}
-    assert count(diary.engine, "observation") == 2
-    diary.check(every_answer=True)
-
-
 def test_500_quiet_targets_cost_three_statements(diary):
     targets = [Target("o1", f"u{number}") for number in range(500)]
     listed = numbered(1, 2)
@@ -122,21 +108,6 @@ def test_a_change_rewrites_no_row_of_an_unchanged_workflow(diary):
     )
     assert touched <= 3 + 3, seen  # three changes, each in `workflow` and, but for COPY, in `workflow_change`
     assert count(diary.engine, "workflow", "changed_at > first_listed_at") == 1
-    diary.check(every_answer=True)
-
-
-def test_a_failure_ends_the_span_writes_an_issue_and_leaves_the_state(diary):
-    diary.answer(TWENTY, START)
-    before = dump(diary.engine)
-    diary.fail(code="http_503")
-    diary.fail(code="timeout")
-    assert written(before, dump(diary.engine)) == {"target", "sync_issue"}
-    target = row(diary.engine, "target")
-    assert (target["observation_id"], target["consecutive_failures"]) == (None, 2)
-    assert (target["last_error_code"], target["last_error"]) == ("timeout", "it failed")
-    assert diary.answer(TWENTY, after(hours=1)).span.interrupted
-    target = row(diary.engine, "target")
-    assert (target["consecutive_failures"], target["last_error_code"], target["last_error"]) == (0, None, None)
     diary.check(every_answer=True)
 
 
@@ -219,15 +190,6 @@ def test_a_partial_hold_keeps_what_is_missing_and_commits_the_rest(diary):
     diary.check()
 
 
-def test_a_whole_hold_writes_only_the_marks_and_the_issue(diary):
-    diary.answer(TWENTY, START)
-    before = dump(diary.engine)
-    assert diary.answer(numbered(101, 140), after(hours=1)).verdict == "held"
-    assert written(before, dump(diary.engine)) == {"workflow", "target", "sync_issue", "hold_event"}
-    assert (diary.fence().version, diary.fence().flow_count) == (1, 20)
-    diary.check()
-
-
 def test_a_hold_goes_on_with_a_new_issue_each_time_and_keeps_its_beginning(diary):
     hold_ten(diary)
     since = row(diary.engine, "target")["held_since"]
@@ -239,27 +201,6 @@ def test_a_hold_goes_on_with_a_new_issue_each_time_and_keeps_its_beginning(diary
     diary.check()
 
 
-def test_what_comes_back_is_cleared_and_the_last_ends_the_hold(diary):
-    hold_ten(diary)
-    diary.answer([*numbered(6, 10), *TEN], after(hours=2))
-    assert count(diary.engine, "workflow", "missing_since IS NOT NULL") == 5
-    assert diary.answer([*numbered(1, 10), *TEN], after(hours=3)).verdict == "unchanged"
-    assert (diary.fence().held, diary.fence().version) == (False, 2)
-    assert row(diary.engine, "observation", "version = 2")["observations"] == 1
-    assert diary.answer([*numbered(1, 10), *TEN], after(hours=4)).extends
-    diary.check()
-
-
-def test_a_failure_during_a_hold_leaves_the_hold(diary):
-    hold_ten(diary)
-    diary.fail()
-    assert diary.fence().held
-    assert row(diary.engine, "target")["consecutive_failures"] == 1
-    assert diary.answer(TEN, after(hours=2)).verdict == "held"
-    assert row(diary.engine, "target")["consecutive_failures"] == 0
-    diary.check()
-
-
 def test_a_version_made_by_a_partial_hold_has_no_span_and_the_next_one_knows_the_span_before_it(diary):
     hold_ten(diary)
     assert count(diary.engine, "observation", "version = 2") == 0
@@ -268,18 +209,6 @@ def test_a_version_made_by_a_partial_hold_has_no_span_and_the_next_one_knows_the
     asked = row(diary.engine, "observation", "version = 1")["last_asked_at"]
     for version in (2, 3, 4):
         assert row(diary.engine, "change_set", f"version = {version}")["last_unchanged_at"] == asked
-    diary.check()
-
-
-def test_an_approval_removes_and_records_who_approved(diary):
-    hold_ten(diary)
-    outcome = diary.judge(diary.fence(), TEN, after(hours=2), by="Zoë")
-    diary.apply(outcome, origin="approval")
-    assert count(diary.engine, "workflow") == 11
-    made = row(diary.engine, "change_set", "version = 3")
-    assert (made["approved_by"], made["removed"]) == ("Zoë", 10)
-    assert row(diary.engine, "target")["held_since"] is None
-    assert list(held_sets(diary.engine)) == []
     diary.check()
 
 

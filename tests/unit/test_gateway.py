@@ -127,13 +127,6 @@ def test_a_connection_that_breaks_on_reuse_costs_a_retry() -> None:
         assert client.fetch(TARGET).attempts == 2
 
 
-def test_leftovers_of_an_answer_never_reach_the_next_one() -> None:
-    other = answer({"flowId": "of somebody else"})
-    with Hostile(answer() + other, answer()) as server, gateway(server) as client:
-        assert client.fetch(TARGET).flows == ONE
-        assert client.fetch(TARGET).flows == ONE
-
-
 def test_fifty_threads_at_once_get_each_their_own_answer() -> None:
     with Hostile(lambda peer: _echo(peer)) as server, gateway(server, concurrency=50) as client:
         results = at_once(50, lambda n: [client.fetch(Target("o", f"u{n}-{i}")) for i in range(4)])

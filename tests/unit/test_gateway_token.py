@@ -15,13 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.config import GatewaySettings, Secret
-from etl.demo.world import World
 from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Malformed, PermanentGatewayError, Refused
 from etl.gateway import Gateway
 from etl.gateway.timing import Timestamps
 from etl.gateway.token import Token, TokenKeeper, read_token
-from tests.support.enos import LocalGateway
 from tests.support.gateways import (
     ACCESS_KEY,
     SAFETY_NET_SECONDS,
@@ -419,22 +417,3 @@ def test_check_token_needs_none_where_the_gateway_needs_none() -> None:
     with Hostile() as server, gateway(server) as client:
         assert client.check_token().expires_in is None
     assert not server.requests
-
-
-# Against the local gateway, which shares no code with the client
-
-
-def test_the_local_gateway_finds_every_signature_right() -> None:
-    world = World(seed=7)
-    targets = [Target(org, user) for org in world.orgs() for user in world.users(org)]
-    with LocalGateway(world, access_key="k-1", secret_key="s-2 é%") as local:
-        given = GatewaySettings(url=local.url, access_key="k-1", secret_key=Secret("s-2 é%"))
-        with Gateway(given) as client:
-            for target in targets:
-                assert client.fetch(target).flows == tuple(sorted(world.flows(*target[:2]), key=lambda f: f.flow_id))
-                client.fetch(target._replace(expression="a +&=%é描述"))
-            local.tokens.expire()
-            assert client.fetch(targets[0]).attempts == 2
-    assert local.bad_signatures == 0
-    assert local.calls("token") == 2
-    assert local.calls("flows") == 2 * len(targets) + 2

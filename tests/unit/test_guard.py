@@ -130,16 +130,6 @@ def test_a_first_list_is_uncertain_where_it_is_empty(listed, uncertain):
     assert weigh_first(listed) == Decision(uncertain=uncertain)
 
 
-def test_a_target_whose_every_workflow_is_held_already_is_not_uncertain():
-    decision = weigh(ids(1, 3), ids(1, 3), frozenset(), LIMITS)
-    assert (decision.uncertain, decision.removes, decision.held) == (False, 0, ids(1, 3))
-
-
-def test_the_rest_of_a_list_vanishing_beside_a_hold_is_uncertain_and_keeps_what_is_held():
-    decision = weigh(ids(1, 3), ids(1, 2), frozenset(), LIMITS)
-    assert (decision.uncertain, decision.removes, decision.held) == (True, 1, ids(1, 2))
-
-
 @pytest.mark.parametrize(
     ("had", "absent", "lost"),
     [

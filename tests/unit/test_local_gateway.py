@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import json
@@ -256,34 +255,6 @@ def test_a_fault_is_met_once_and_then_the_gateway_is_honest_again(
     assert headers.items() <= dict(response.getheaders()).items()
     assert gateway.deliveries.entries()[-1].fault == fault.kind
     assert len(asker.ids()) == 20
-
-
-CHUNKED = {"Content-Length": None, "Transfer-Encoding": "chunked", "Connection": "close"}
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        (Fault("outage"), http.client.RemoteDisconnected),
-        (Fault("outage", reset=True), ConnectionResetError),
-        (Fault("cut", share=1), http.client.IncompleteRead),
-        (Fault("cut", share=0.1, reset=True), ConnectionResetError),
-        (Fault("raw", status=0, body=b"SSH-2.0-OpenSSH\r\n"), http.client.BadStatusLine),
-        (Fault("raw", body=b"5\r\nhel", headers=CHUNKED), http.client.IncompleteRead),
-    ],
-)
-def test_an_answer_that_breaks_off_or_is_none_delivers_no_list(
-    gateway: LocalGateway, asker: Asker, fault: Fault, error: type[Exception]
-) -> None:
-    gateway.order(fault)
-    with pytest.raises(error) as failure, contextlib.closing(asker.my_flow()) as response:
-        response.read()
-    if fault.share == 1:
-        assert getattr(failure.value, "expected", None) == 1
-    entry = gateway.deliveries.entries()[-1]
-    assert (entry.sent, entry.flows) == (fault.kind == "raw", None)
-    asker.connection.close()
-    assert asker.code() == 0
 
 
 def test_the_token_service_fails_in_its_own_envelope(gateway: LocalGateway, asker: Asker) -> None:

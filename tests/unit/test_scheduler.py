@@ -7,7 +7,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from etl.config.slots import Cron, Every, Slots
 from etl.domain.model import Target
 from etl.service.scheduler import Scheduler
 from etl.system.clock import utc_now
+from tests.support.served import wait_until
 
 PATIENCE_SECONDS = 60.0
 """A safety net, not an expectation."""
@@ -71,13 +71,6 @@ def plan(name: str, slots: Slots = OFTEN, **others: Any) -> Schedule:
     return Schedule(name=name, path=Path(f"{name}.toml"), slots=slots, **others)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-
-
 def test_each_slot_is_run_once_in_order_and_never_early(bench: Bench) -> None:
     slots: list[dt.datetime] = []
     bench.start(plan("a"))
@@ -97,15 +90,7 @@ def test_one_slot_follows_the_other(bench: Bench) -> None:
         slots.append(bench.next_run()[1])
         return slots[-1] - slots[-2] == OFTEN.interval
 
-    wait_for(follows)
-
-
-def test_a_hundred_schedules_due_together_all_run(bench: Bench) -> None:
-    together = threading.Barrier(101)
-    bench.work = lambda schedule: together.wait(PATIENCE_SECONDS) and None
-    bench.start(*(plan(f"s{n}", Every(dt.timedelta(seconds=1))) for n in range(100)))
-    together.wait(PATIENCE_SECONDS)
-    assert len({bench.next_run()[0].name for _ in range(100)}) == 100
+    wait_until(follows)
 
 
 def test_a_schedule_never_runs_twice_at_once(bench: Bench) -> None:
@@ -114,7 +99,7 @@ def test_a_schedule_never_runs_twice_at_once(bench: Bench) -> None:
     with capture_logs() as logs:
         bench.start(plan("slow"))
         _, first = bench.next_run()
-        wait_for(lambda: sum(each["event"] == "slot_left_out" for each in logs) >= 3)
+        wait_until(lambda: sum(each["event"] == "slot_left_out" for each in logs) >= 3)
         assert bench.runs.empty()
     release.set()
     _, second = bench.next_run()
@@ -146,7 +131,7 @@ def test_replace_adds_removes_and_changes(bench: Bench) -> None:
     bench.next_run()
     new = plan("new", targets=(Target("o", "u"),))
     bench.scheduler.replace([plan("slower", RARELY), new])
-    wait_for(lambda: bench.next_run()[0] == new)
+    wait_until(lambda: bench.next_run()[0] == new)
     names = {bench.next_run()[0].name for _ in range(4)}
     assert names == {"new"}
 
@@ -158,7 +143,7 @@ def test_replacing_over_and_over_loses_no_run_whose_jitter_is_going_on(bench: Be
         targets = (Target("o", f"u{n}"),)
         while bench.runs.empty():
             bench.scheduler.replace([plan("a", slots, jitter=jitter, targets=targets)])
-        wait_for(lambda: bench.next_run()[0].targets == targets)  # noqa: B023
+        wait_until(lambda: bench.next_run()[0].targets == targets)  # noqa: B023
 
 
 def test_a_running_schedule_finishes_as_it_began_and_is_not_doubled(bench: Bench) -> None:
@@ -174,7 +159,7 @@ def test_a_running_schedule_finishes_as_it_began_and_is_not_doubled(bench: Bench
         bench.start(old)
         bench.next_run()
         bench.scheduler.replace([new])
-        wait_for(lambda: any(each["event"] == "slot_left_out" for each in logs))
+        wait_until(lambda: any(each["event"] == "slot_left_out" for each in logs))
         bench.scheduler.replace([])
         bench.scheduler.replace([new])
         assert bench.runs.empty()
@@ -215,7 +200,7 @@ def test_housekeeping_survives_its_exceptions_and_may_be_added_later(bench: Benc
 def test_ten_years_ahead_are_one_run_for_the_newest_slot(bench: Bench, slots: Slots) -> None:
     with capture_logs() as logs:
         bench.start(plan("a", slots))
-        wait_for(lambda: bench.scheduler._plans["a"].slot is not None)
+        wait_until(lambda: bench.scheduler._plans["a"].slot is not None)
         bench.clock.ahead = dt.timedelta(days=3653)
         _, slot = bench.next_run()
         assert slot == slots.latest_until(bench.clock())
@@ -228,7 +213,7 @@ def test_a_clock_put_back_does_not_silence_a_schedule(bench: Bench, back: dt.tim
     bench.start(plan("a"))
     bench.next_run()
     bench.clock.ahead = -back
-    wait_for(lambda: bench.next_run()[1] < utc_now() - back / 2)
+    wait_until(lambda: bench.next_run()[1] < utc_now() - back / 2)
     slots = [bench.next_run()[1] for _ in range(3)]
     assert slots == sorted(set(slots))
 
@@ -258,12 +243,12 @@ def test_the_clock_of_the_machine_may_be_set_too(monkeypatch: pytest.MonkeyPatch
     bench.start(plan("often"), plan("rarely", Every(dt.timedelta(days=1))))
     bench.next_run()
     ahead[0] = dt.timedelta(days=-1)
-    wait_for(lambda: bench.next_run()[1] < utc_now() - dt.timedelta(hours=12))
+    wait_until(lambda: bench.next_run()[1] < utc_now() - dt.timedelta(hours=12))
     while not beats.empty():
         beats.get_nowait()
     beats.get(timeout=PATIENCE_SECONDS)
     ahead[0] = dt.timedelta(days=3653)
-    wait_for(lambda: bench.next_run()[0].name == "rarely")
+    wait_until(lambda: bench.next_run()[0].name == "rarely")
     assert bench.scheduler.shutdown(PATIENCE_SECONDS)
 
 
@@ -337,4 +322,4 @@ def test_no_threads_are_left_behind(bench: Bench) -> None:
         bench.next_run()
     bench.scheduler.shutdown(PATIENCE_SECONDS)
     names = {"APScheduler", "clock-watch", *(f"s{n}" for n in range(10))}
-    wait_for(lambda: not names & {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: not names & {thread.name for thread in threading.enumerate()})

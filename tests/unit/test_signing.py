@@ -50,15 +50,6 @@ def test_a_new_key_is_for_its_owner_alone_and_signs(key_file: Path) -> None:
     assert public.accepts(signature.signature, MESSAGE)
 
 
-def test_openssl_checks_a_signature_with_the_files_as_they_are(key_file: Path, tmp_path: Path) -> None:
-    signature = signing.load_signing_key(key_file).sign(MESSAGE).signature
-    (tmp_path / "message").write_bytes(MESSAGE)
-    (tmp_path / "signature").write_bytes(base64.b64decode(signature))
-    arguments = ["-verify", "-pubin", "-inkey", f"{key_file}.pub", "-rawin", "-in", "message", "-sigfile", "signature"]
-    checked = subprocess.run(["openssl", "pkeyutl", *arguments], cwd=tmp_path, capture_output=True, text=True)
-    assert "Signature Verified Successfully" in checked.stdout
-
-
 def test_a_signature_is_of_one_message_and_one_key(key_file: Path, tmp_path: Path) -> None:
     other = signing.generate_key(tmp_path / "other.pem")
     public = signing.load_public_key(key_file.with_name("seal.pem.pub"))
