@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -55,38 +56,35 @@ class _ConditionNotice(NamedTuple):
         return Message(f"Flowtrail: {found.code}", f"{found.said}, since {since}. {found.remedy}")
 
 
+@dataclass(eq=False)
 class Notifier:
     """Finds finished runs without a notification, and targets that became overdue, and notifies receivers.
 
-    ``alarm``: what to send although this replica cannot work, until it returns None.
-    ``is_active``: whether this replica may send. A run is marked as notified (``sync_run.notified_at``) once every
+    A run is marked as notified (``sync_run.notified_at``) once every
     receiver has accepted its digest or wants nothing of it. Which receivers have accepted is kept in memory only: after
     a restart, a run that some of them have not accepted is sent to all of them again.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        store: Store,
-        receivers: Iterable[Subscription],
-        *,
-        is_active: Callable[[], bool],
-        freshness: Callable[[], Freshness],
-        clock: Callable[[], dt.datetime],
-        alarm: Callable[[], Alarm | None] = lambda: None,
-        timing: Timing = _USUAL,
-        enos_zone: dt.tzinfo | None = None,
+    engine: Engine
+    store: Store
+    receivers: InitVar[Iterable[Subscription]]
+    _: KW_ONLY
+    is_active: Callable[[], bool]
+    """Whether this replica may send."""
+    freshness: InitVar[Callable[[], Freshness]]
+    clock: Callable[[], dt.datetime]
+    alarm: Callable[[], Alarm | None] = lambda: None
+    """What to send although this replica cannot work, until it returns None."""
+    timing: InitVar[Timing] = _USUAL
+    enos_zone: dt.tzinfo | None = None
+
+    def __post_init__(
+        self, receivers: Iterable[Subscription], freshness: Callable[[], Freshness], timing: Timing
     ) -> None:
-        self._engine = engine
-        self._store = store
-        self._receivers = [ReceiverState(subscription, timing, clock) for subscription in receivers]
-        self._is_active = is_active
-        self._clock = clock
-        self._alarm = alarm
-        self._enos_zone = enos_zone
+        self._receivers = [ReceiverState(subscription, timing, self.clock) for subscription in receivers]
         self._loop = BackgroundLoop("notify", self._step)
         self._waiting: dict[int, UnnotifiedRun] = {}
-        self._overdue = OverdueNotices(store, freshness, clock, timing)
+        self._overdue = OverdueNotices(self.store, freshness, self.clock, timing)
         self._condition_notices: list[_ConditionNotice] = []
         self._log = structlog.get_logger("etl.notify")
 
@@ -125,7 +123,7 @@ class Notifier:
         """Do what can be done now; return the seconds until the next step, if nothing wakes the loop earlier."""
         wait_seconds = _LOOK_SECONDS
         try:
-            if self._is_active():
+            if self.is_active():
                 wait_seconds = self._turn()
             else:
                 self._overdue.stand_by()
@@ -155,7 +153,7 @@ class Notifier:
 
     def _send_alarm(self) -> None:
         """Send the alarm although nothing can be written; once, or again while a receiver is away."""
-        alarm = self._alarm()
+        alarm = self.alarm()
         if alarm is None:
             return
         now = time.monotonic()
@@ -170,8 +168,8 @@ class Notifier:
     # --------------------------------------------------------------------------------------------- what is pending
 
     def _find_runs(self) -> None:
-        since = self._clock() - LOOK_BACK
-        unnotified = {run.id: run for run in self._store.unnotified_runs(since)}
+        since = self.clock() - LOOK_BACK
+        unnotified = {run.id: run for run in self.store.unnotified_runs(since)}
         for run in self._waiting.values():
             if run.id not in unnotified and run.finished_at < since:
                 self._log.warning("given_up", run_id=run.id, why="its receivers were away for too long")
@@ -182,7 +180,7 @@ class Notifier:
             _ConditionNotice(
                 ("began" if each.ended_at is None else "ended", f"{each.condition.code} {each.condition.cause}"), each
             )
-            for each in self._store.unnotified_conditions()
+            for each in self.store.unnotified_conditions()
         ]
 
     def _outgoing(self, state: ReceiverState, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[Outgoing]:
@@ -203,7 +201,7 @@ class Notifier:
         for run in pending[:_MOST_AT_ONCE]:
             wanted = (run.id, tuple(subscription.on), tuple(subscription.orgs))
             if wanted not in digests:
-                digests[wanted] = digest_of(self._engine, run, subscription.on, subscription.orgs, self._enos_zone)
+                digests[wanted] = digest_of(self.engine, run, subscription.on, subscription.orgs, self.enos_zone)
             digested = digests[wanted]
             if digested is None:
                 state.acknowledged.add(("run", run.id))
@@ -218,16 +216,16 @@ class Notifier:
 
     def _record_acknowledged(self) -> None:
         """Record in the database what every receiver has accepted, and forget it here."""
-        now = self._clock()
+        now = self.clock()
         everybody = self._acknowledged_by_all()
         for run_id in [run_id for run_id in self._waiting if ("run", run_id) in everybody]:
-            if not self._store.mark_notified(run_id, now):
+            if not self.store.mark_notified(run_id, now):
                 self._log.info("told_by_another_too", run_id=run_id)
             del self._waiting[run_id]
         self._overdue.settle(everybody, now)
         conditions = [notice.unnotified for notice in self._condition_notices if notice.key in everybody]
         if conditions:
-            self._store.mark_conditions_notified(conditions, now)
+            self.store.mark_conditions_notified(conditions, now)
         self._condition_notices = [notice for notice in self._condition_notices if notice.key not in everybody]
         pending = self._pending()
         for state in self._receivers:
@@ -260,16 +258,16 @@ class _Notice(NamedTuple):
     line: str
 
 
+@dataclass(eq=False)
 class OverdueNotices:
     """From time to time, compares which targets are overdue with what receivers have been told."""
 
-    def __init__(
-        self, store: Store, freshness: Callable[[], Freshness], clock: Callable[[], dt.datetime], timing: Timing
-    ) -> None:
-        self._store = store
-        self._freshness = freshness
-        self._clock = clock
-        self._timing = timing
+    store: Store
+    freshness: Callable[[], Freshness]
+    clock: Callable[[], dt.datetime]
+    timing: Timing
+
+    def __post_init__(self) -> None:
         self._look_at: float | None = None
         self._notices: list[_Notice] = []
 
@@ -285,26 +283,26 @@ class OverdueNotices:
     def find(self, now: float) -> None:
         """Look for overdue targets, if it is time."""
         if self._look_at is None:
-            self._look_at = now + self._timing.overdue_after_seconds
+            self._look_at = now + self.timing.overdue_after_seconds
         if now < self._look_at:
             return
-        fresh = self._freshness()
+        fresh = self.freshness()
         overdue = {each.target: each for each in fresh.overdue}
         self._notices, forgotten = [], []
-        for known in self._store.known_targets():
+        for known in self.store.known_targets():
             late, seen_at = overdue.get(known.target), fresh.observed.get(known.target)
             if late is not None and known.notified_at is None:
                 self._notices.append(_Notice(("overdue", known.id), known.target, _overdue_line(late)))
             elif late is None and known.notified_at is not None:
-                clock_was_ahead = known.notified_at > self._clock()
+                clock_was_ahead = known.notified_at > self.clock()
                 if seen_at is not None and (seen_at > known.notified_at or clock_was_ahead):
                     self._notices.append(_Notice(("observed", known.id), known.target, _observed_line(known.target)))
                 else:
                     forgotten.append(known.id)
         if forgotten:
-            self._store.clear_overdue(forgotten)
+            self.store.clear_overdue(forgotten)
         took = time.monotonic() - now
-        self._look_at = now + max(self._timing.overdue_every_seconds, _OVERDUE_SHARE * took)
+        self._look_at = now + max(self.timing.overdue_every_seconds, _OVERDUE_SHARE * took)
 
     def message(self, state: ReceiverState) -> Outgoing | None:
         """The message that a receiver still has to get; what it does not subscribe to counts as acknowledged."""
@@ -317,7 +315,7 @@ class OverdueNotices:
         parts = digest.gather(
             ("overdue" if notice.key[0] == "overdue" else "recovered", notice.line) for notice in mine
         )
-        summary = f"At {self._clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
+        summary = f"At {self.clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
         return Outgoing(digest.message(Digest(name="", summary=summary, parts=parts)), keys)
 
     def settle(self, acknowledged: Set[Key], now: dt.datetime) -> None:
@@ -327,9 +325,9 @@ class OverdueNotices:
             [int(number) for kind, number in settled if kind == each] for each in ("overdue", "observed")
         )
         if overdue:
-            self._store.mark_overdue(overdue, now)
+            self.store.mark_overdue(overdue, now)
         if observed:
-            self._store.clear_overdue(observed)
+            self.store.clear_overdue(observed)
         self._notices = [notice for notice in self._notices if notice.key not in settled]
 
 

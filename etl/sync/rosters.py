@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ from etl.config import Schedule
 from etl.domain.guard import Limits
 from etl.domain.roster import RosterChanges, RosterUser, compared
 from etl.errors import DatabaseError, GatewayError, Interrupted
-from etl.store import Store, StoredRoster
+from etl.store import Store
 
 _AT_ONCE: Final = 4
 """Organisations asked for at the same time."""
@@ -32,38 +33,35 @@ class Refreshed(msgspec.Struct, frozen=True):
     error_code: str = ""
 
 
+@dataclass(eq=False)
 class Rosters:
     """The rosters that schedules use, as stored and as EnOS has them. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        store: Store,
-        ask: Callable[[str], frozenset[str]],
-        *,
-        limits: Limits,
-        every: dt.timedelta,
-        clock: Callable[[], dt.datetime],
-    ) -> None:
-        """``ask`` returns the ids of an organisation's users, within the deadline, or raises GatewayError."""
-        self._store = store
-        self._ask = ask
-        self._limits = limits
-        self._every = every
-        self._clock = clock
+    store: Store
+    ask: Callable[[str], frozenset[str]]
+    """Returns the ids of an organisation's users, within the deadline, or raises GatewayError."""
+    _: KW_ONLY
+    limits: Limits
+    every: dt.timedelta
+    clock: Callable[[], dt.datetime]
+
+    def __post_init__(self) -> None:
         self._log = structlog.get_logger("etl.rosters")
 
     def expand(self, schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
-        """The schedules, with the users of every known roster as targets."""
+        """The schedules, with the users of every known roster as targets; the others stay unlisted."""
         schedules = tuple(schedules)
-        return expanded(schedules, self._store.rosters(organisations(schedules)))
+        stored = self.store.rosters(organisations(schedules))
+        users = {org: roster.users for org, roster in stored.items() if roster.answered_at is not None}
+        return tuple(schedule.with_users(users) for schedule in schedules)
 
     def refresh(self, org_ids: Collection[str], *, accept: bool = False) -> list[Refreshed]:
         """Ask for the rosters that are due, and write the changes; rosters that are not due are left out.
 
         ``accept``: a person has confirmed the answer, so it is asked for now, and users that it lacks leave.
         """
-        every = dt.timedelta(0) if accept else self._every
-        due = [org for org in sorted(org_ids) if self._store.claim_roster(org, self._clock(), every)]
+        every = dt.timedelta(0) if accept else self.every
+        due = [org for org in sorted(org_ids) if self.store.claim_roster(org, self.clock(), every)]
         if not due:
             return []
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="roster") as pool:
@@ -72,32 +70,32 @@ class Rosters:
     def read(self, org_id: str, known: Mapping[str, RosterUser], *, accept: bool = False) -> tuple[Set[str], ...]:
         """EnOS's roster, read a second time if the first reading lacks somebody. Raises GatewayError, or
         Interrupted."""
-        first = self._ask(org_id)
-        if not compared(known, [first], self._clock(), self._limits, approved=accept).doubted:
+        first = self.ask(org_id)
+        if not compared(known, [first], self.clock(), self.limits, approved=accept).doubted:
             return (first,)
-        return first, self._ask(org_id)
+        return first, self.ask(org_id)
 
     def planned(self, org_id: str) -> tuple[set[str], RosterChanges]:
         """An organisation's users by its roster as it is now, and what that would change; nothing is written. Raises
         GatewayError, or Interrupted."""
-        stored = self._store.rosters([org_id]).get(org_id)
+        stored = self.store.rosters([org_id]).get(org_id)
         known = stored.known if stored else {}
-        moves = compared(known, self.read(org_id, known), self._clock(), self._limits)
+        moves = compared(known, self.read(org_id, known), self.clock(), self.limits)
         return ((stored.users if stored else set()) | moves.joined) - moves.left, moves
 
     def keep_only(self, schedules: Iterable[Schedule]) -> None:
         """Delete the rosters that none of ``schedules`` (all of them) uses any more."""
         wanted = organisations(schedules)
-        if self._store.roster_organisations() - wanted:
-            self._store.forget_rosters(wanted)
+        if self.store.roster_organisations() - wanted:
+            self.store.forget_rosters(wanted)
 
     def _refreshed(self, org_id: str, accept: bool) -> Refreshed | None:
         try:
-            known = self._store.rosters([org_id])[org_id].known
+            known = self.store.rosters([org_id])[org_id].known
             readings = self.read(org_id, known, accept=accept)
             if not known and not readings[0]:
                 return self._failed(org_id, "empty", _EMPTY)
-            moves = self._store.write_roster(org_id, readings, self._limits, self._clock(), approved=accept)
+            moves = self.store.write_roster(org_id, readings, self.limits, self.clock(), approved=accept)
         except Interrupted:
             return None
         except GatewayError as error:
@@ -107,7 +105,7 @@ class Rosters:
 
     def _failed(self, org_id: str, code: str, message: str) -> Refreshed:
         with suppress(DatabaseError):
-            self._store.roster_failed(org_id, code, message, self._clock())
+            self.store.roster_failed(org_id, code, message, self.clock())
         self._log.warning("roster_failed", org=org_id, error_code=code, error=message, remedy=_REMEDY)
         return Refreshed(org_id, error=message, error_code=code)
 
@@ -122,9 +120,3 @@ class Rosters:
 def organisations(schedules: Iterable[Schedule]) -> set[str]:
     """The organisations whose rosters ``schedules`` use."""
     return {roster.org_id for schedule in schedules for roster in schedule.rosters}
-
-
-def expanded(schedules: Sequence[Schedule], stored_rosters: Mapping[str, StoredRoster]) -> tuple[Schedule, ...]:
-    """The schedules with the users of ``stored_rosters`` as targets; organisations without an answer stay unlisted."""
-    users = {org: stored.users for org, stored in stored_rosters.items() if stored.answered_at is not None}
-    return tuple(schedule.with_users(users) for schedule in schedules)
