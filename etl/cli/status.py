@@ -14,7 +14,6 @@ from etl.cli.application import Application
 from etl.cli.lists import require_names
 from etl.cli.options import SHOWN, Options, shared
 from etl.config import Schedule, TargetList
-from etl.domain.model import Target
 from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import health
@@ -24,10 +23,10 @@ from etl.report.health import HealthSnapshot, Overdue, TargetSummary
 from etl.report.listings import RUNS, TARGETS, causes
 from etl.report.reading import short_transaction
 from etl.report.rows import ProblemCause
-from etl.report.targets import KnownTarget, known_targets
+from etl.report.targets import known_targets
 from etl.service.replica import LEASE
 from etl.service.runs import was_killed
-from etl.store import Store, StoredRoster
+from etl.store import Store
 from etl.sync import organisations
 from etl.system.clock import utc_now
 
@@ -194,31 +193,22 @@ def list_targets(options: Options) -> None:
 
 def _known_rows(app: Application) -> Iterator[Row]:
     """By organisation, user and expression."""
-    configured, listed = app.schedules, app.listed_schedules()
-    stored_rosters = Store(app.engine, app.stop).rosters(organisations(configured))
+    schedules = list(zip(app.schedules, app.listed_schedules(), strict=True))
+    stored_rosters = Store(app.engine, app.stop).rosters(organisations(app.schedules))
     known = {each.target: each for each in known_targets(app.engine)}
-    listed_targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
-    for target in sorted(listed_targets | known.keys()):
-        yield _row(target, known.get(target), _source(target, configured, listed), stored_rosters)
-
-
-def _source(target: Target, configured: Sequence[Schedule], listed: Sequence[Schedule]) -> str:
-    names = []
-    for own, expanded in zip(configured, listed, strict=True):
-        if target in own.targets:
-            names.append(own.name)
-        elif target in expanded.targets:
-            names.append(f"{own.name} (roster)")
-    return ", ".join(names)
-
-
-def _row(target: Target, known: KnownTarget | None, source: str, stored_rosters: Mapping[str, StoredRoster]) -> Row:
-    stored = stored_rosters.get(target.org_id)
-    observed = known.first_observed_at if known else None
-    since = missing = None
-    if stored is not None and source.endswith("(roster)") and (user := stored.known.get(target.user_id)):
-        since, missing = user.listed_since, user.missing_since
-    return Row(*target, source, since or observed, observed, missing, known.retired_at if known else None)
+    listed = TargetList.union([expanded.targets for _, expanded in schedules]) if schedules else ()
+    for target in sorted({*listed, *known}):
+        source = ", ".join(
+            own.name if target in own.targets else f"{own.name} (roster)"
+            for own, expanded in schedules
+            if target in expanded.targets
+        )
+        stored = stored_rosters.get(target.org_id) if source.endswith("(roster)") else None
+        user = stored.known.get(target.user_id) if stored else None
+        seen = known.get(target)
+        observed = seen.first_observed_at if seen else None
+        since, missing = (user.listed_since or observed, user.missing_since) if user else (observed, None)
+        yield Row(*target, source, since, observed, missing, seen.retired_at if seen else None)
 
 
 @click.command("coverage")
