@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from etl.errors import UsageError
 from etl.printable import counted
 from etl.service.replica import LEASE
 from etl.store import Store, copy
+from etl.system import disk
 from etl.system.clock import utc_now
 
 db = CommandGroup("db", help="The database and its schema.")
@@ -54,15 +55,12 @@ def _shipped(folder: str) -> Path:
 
 
 def _write_new(path: Path, text: str) -> bool:
-    try:
+    with suppress(FileExistsError), disk.errors_named(path, but=FileExistsError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
-    return True
+        return True
+    return False
 
 
 @db.command()
@@ -247,9 +245,7 @@ def complete(shell: str, *, install: bool) -> None:
         return
     name, more = _FILES[shell]
     path = Path.home() / name
-    try:
+    with disk.errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(script, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
     console.say(f"{path} written: a new {shell} completes flowtrail.{more}")

@@ -25,6 +25,7 @@ from etl.errors import FlowtrailError, GatewayError, SchemaMismatch, UsageError
 from etl.gateway import Recorder
 from etl.printable import counted
 from etl.sync import organisations
+from etl.system import disk
 from etl.system.clock import utc_now
 
 _DETAIL_SECONDS: Final = 60.0
@@ -56,18 +57,13 @@ def check(options: Options, record: Path | None) -> None:
         if printed:
             printed.close()
     if record and recorder:
-        _write_new(record, recorder.encoded(__version__, utc_now()))
+        with (
+            disk.errors_named(record),
+            open(record, "xb", opener=lambda name, flags: os.open(name, flags, disk.PRIVATE)) as file,
+        ):
+            file.write(recorder.encoded(__version__, utc_now()))
         console.complain(f"{record} written: what was answered, without texts, ids and secrets.", "green")
     end_as(app, int(problems > 0))
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a new file, for its owner only. Raises UsageError if it cannot be written."""
-    try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 class CheckResult(NamedTuple):

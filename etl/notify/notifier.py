@@ -41,19 +41,12 @@ class Alarm(NamedTuple):
     delivered: Callable[[], None]
 
 
-class _ConditionNotice(NamedTuple):
-    """A condition that began, or ended, without every receiver knowing it."""
-
-    key: Key
-    unnotified: UnnotifiedCondition
-
-    @property
-    def message(self) -> Message:
-        found = self.unnotified.condition
-        if self.unnotified.ended_at is not None:
-            return Message(f"Flowtrail: over: {found.code}", f"{found.said}: this has ended.")
-        since = f"{found.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
-        return Message(f"Flowtrail: {found.code}", f"{found.said}, since {since}. {found.remedy}")
+def _condition_message(unnotified: UnnotifiedCondition) -> Message:
+    found = unnotified.condition
+    if unnotified.ended_at is not None:
+        return Message(f"Flowtrail: over: {found.code}", f"{found.said}: this has ended.")
+    since = f"{found.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return Message(f"Flowtrail: {found.code}", f"{found.said}, since {since}. {found.remedy}")
 
 
 @dataclass(eq=False)
@@ -85,7 +78,7 @@ class Notifier:
         self._loop = BackgroundLoop("notify", self._step)
         self._waiting: dict[int, UnnotifiedRun] = {}
         self._overdue = OverdueNotices(self.store, freshness, self.clock, timing)
-        self._condition_notices: list[_ConditionNotice] = []
+        self._conditions: dict[Key, UnnotifiedCondition] = {}
         self._log = structlog.get_logger("etl.notify")
 
     def start(self) -> None:
@@ -143,7 +136,10 @@ class Notifier:
         self._find_runs()
         if any(state.wants_overdue() for state in self._receivers):
             self._overdue.find(now)
-        self._find_conditions()
+        self._conditions = {
+            ("began" if each.ended_at is None else "ended", f"{each.condition.code} {each.condition.cause}"): each
+            for each in self.store.unnotified_conditions()
+        }
         digests: dict[tuple[Any, ...], Digest | None] = {}
         for state in self._receivers:
             if state.is_free(now):
@@ -175,24 +171,16 @@ class Notifier:
                 self._log.warning("given_up", run_id=run.id, why="its receivers were away for too long")
         self._waiting = unnotified
 
-    def _find_conditions(self) -> None:
-        self._condition_notices = [
-            _ConditionNotice(
-                ("began" if each.ended_at is None else "ended", f"{each.condition.code} {each.condition.cause}"), each
-            )
-            for each in self.store.unnotified_conditions()
-        ]
-
     def _outgoing(self, state: ReceiverState, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[Outgoing]:
         """The messages that a receiver has not accepted yet. What it does not subscribe to counts as accepted."""
         if state.alarmed:
             yield Outgoing(Message("Flowtrail works again", "It can write to the database again."), {ALARM_OVER})
-        for notice in self._condition_notices:
-            if notice.key not in state.acknowledged:
-                if state.wants_alarms() and notice.unnotified.condition.code not in IN_DIGESTS:
-                    yield Outgoing(notice.message, {notice.key})
+        for key, unnotified in self._conditions.items():
+            if key not in state.acknowledged:
+                if state.wants_alarms() and unnotified.condition.code not in IN_DIGESTS:
+                    yield Outgoing(_condition_message(unnotified), {key})
                 else:
-                    state.acknowledged.add(notice.key)
+                    state.acknowledged.add(key)
         overdue = self._overdue.message(state)
         if overdue is not None:
             yield overdue
@@ -223,17 +211,16 @@ class Notifier:
                 self._log.info("told_by_another_too", run_id=run_id)
             del self._waiting[run_id]
         self._overdue.settle(everybody, now)
-        conditions = [notice.unnotified for notice in self._condition_notices if notice.key in everybody]
+        conditions = [self._conditions.pop(key) for key in list(self._conditions) if key in everybody]
         if conditions:
             self.store.mark_conditions_notified(conditions, now)
-        self._condition_notices = [notice for notice in self._condition_notices if notice.key not in everybody]
         pending = self._pending()
         for state in self._receivers:
             state.acknowledged &= pending
 
     def _pending(self) -> set[Key]:
         runs: set[Key] = {("run", run_id) for run_id in self._waiting}
-        return runs | self._overdue.pending | {notice.key for notice in self._condition_notices}
+        return runs | self._overdue.pending | self._conditions.keys()
 
     def _acknowledged_by_all(self) -> set[Key]:
         return self._pending().intersection(*(state.acknowledged for state in self._receivers))
@@ -296,7 +283,8 @@ class OverdueNotices:
             elif late is None and known.notified_at is not None:
                 clock_was_ahead = known.notified_at > self.clock()
                 if seen_at is not None and (seen_at > known.notified_at or clock_was_ahead):
-                    self._notices.append(_Notice(("observed", known.id), known.target, _observed_line(known.target)))
+                    line = f"{digest.quoted(str(known.target))}: observed again"
+                    self._notices.append(_Notice(("observed", known.id), known.target, line))
                 else:
                     forgotten.append(known.id)
         if forgotten:
@@ -334,7 +322,3 @@ class OverdueNotices:
 def _overdue_line(late: Overdue) -> str:
     seen = f"last seen {late.last_observed_at:%Y-%m-%d %H:%M:%S} UTC" if late.last_observed_at else "never seen"
     return f"{digest.quoted(str(late.target))}: {seen}, schedule {digest.quoted(late.schedule)}"
-
-
-def _observed_line(target: Target) -> str:
-    return f"{digest.quoted(str(target))}: observed again"

@@ -65,7 +65,10 @@ class Pinger:
     def _add(self, schedule: Schedule, suffix: str, body: str) -> None:
         if schedule.ping_url is None:
             return
-        self._ensure_thread()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_all, name="ping", daemon=True)
+                self._thread.start()
         try:
             self._waiting.put_nowait(_Ping(schedule.name, _at(schedule.ping_url.reveal(), suffix), body))
         except queue.Full:
@@ -73,34 +76,23 @@ class Pinger:
                 "ping_dropped", schedule=schedule.name, why="too many are waiting for a receiver that hangs"
             )
 
-    def _ensure_thread(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._send_all, name="ping", daemon=True)
-                self._thread.start()
-
     def _send_all(self) -> None:
         with urllib3.PoolManager(retries=False, timeout=TIMEOUT_SECONDS) as pool:
             while (ping := self._waiting.get()) is not None:
                 self._send(pool, ping)
 
     def _send(self, pool: urllib3.PoolManager, ping: _Ping) -> None:
-        for pause_seconds in (*_PAUSES_SECONDS, None):
-            wrong = _ping_with_retries(pool, ping)
-            if wrong is None:
+        for pause_seconds in (0.0, *_PAUSES_SECONDS):
+            time.sleep(pause_seconds)
+            try:
+                answer = pool.request("POST", ping.url, body=ping.body.encode()[:_LONGEST_BODY])
+            except Exception as error:
+                wrong = type(error).__name__  # its text has the address, which is a secret
+                continue
+            if answer.status < 300:
                 return
-            if pause_seconds is not None:
-                time.sleep(pause_seconds)
+            wrong = f"HTTP {answer.status}"
         self._log.warning("ping_failed", schedule=ping.schedule, error=wrong)
-
-
-def _ping_with_retries(pool: urllib3.PoolManager, ping: _Ping) -> str | None:
-    """Send a ping; return what went wrong, without the address."""
-    try:
-        answer = pool.request("POST", ping.url, body=ping.body.encode()[:_LONGEST_BODY])
-    except Exception as error:
-        return type(error).__name__
-    return None if answer.status < 300 else f"HTTP {answer.status}"
 
 
 def _at(url: str, suffix: str) -> str:

@@ -67,7 +67,8 @@ class Tally(msgspec.Struct):
                 self.add_issues([TargetIssue(outcome.fence.target, outcome.verdict, outcome.issue)])
             if outcome.change_set is not None:
                 self.changes += outcome.change_set.counts
-                self.unknown_cycles |= _unknown_cycles(outcome)
+                cycles = {change.new_cycle for change in outcome.change_set.changes if change.new_cycle is not None}
+                self.unknown_cycles |= cycles - CYCLE_LABELS.keys()
 
     def merge(self, other: Tally) -> None:
         """Add another batch's sums."""
@@ -193,8 +194,3 @@ def _issue_object(problem: TargetIssue) -> dict[str, Any]:
         "error_code": problem.issue.error_code,
         "message": problem.issue.message,
     }
-
-
-def _unknown_cycles(outcome: Outcome) -> set[str]:
-    changes = outcome.change_set.changes if outcome.change_set else ()
-    return {c.new_cycle for c in changes if c.new_cycle is not None and c.new_cycle not in CYCLE_LABELS}
