@@ -493,12 +493,6 @@ def test_an_address_that_cannot_be_used_is_a_problem_of_the_settings(url: str) -
     assert raised.value.__cause__ is None
 
 
-def test_a_missing_driver_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.database.engine.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'flowtrail\[postgres\]'"):
-        connect("postgresql+psycopg://h/d")
-
-
 def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
     with pytest.raises(ConfigError, match=r"needs SQLite 3\.37 or newer"):

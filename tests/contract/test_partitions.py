@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 
-from etl.database import check, connect, grants
+from etl.database import check, grants
 
 WIDTH = 5_000_000
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -68,17 +68,13 @@ def held_by(database: Connection, partition: str) -> int:
     return database.execute(f"SELECT count(*) FROM ONLY {partition}").fetchone()[0]  # type: ignore[index,return-value]
 
 
-def test_a_partition_is_ready_before_the_first_change_set_that_needs_it(
-    database: Connection, database_url: str
-) -> None:
+def test_a_partition_is_ready_before_the_first_change_set_that_needs_it(database: Connection, engine: Engine) -> None:
     number_from(database, WIDTH - 2)
     add_versions(database, 1, 2, 3, 4, 5)
     names = [f"workflow_change_below_{number * WIDTH}" for number in (1, 2, 3)]
     assert partitions(database) == names
     assert [held_by(database, name) for name in names] == [2, 3, 0]
-    engine = connect(database_url)
     assert check(engine) == []
-    engine.dispose()
 
 
 def test_the_planner_knows_of_about_ten_changes_per_change_set_in_every_partition(database: Connection) -> None:
@@ -98,16 +94,14 @@ def test_the_planner_knows_of_about_ten_changes_per_change_set_in_every_partitio
     assert database.execute(learnt, [partitions(database)[0]]).fetchone() == ("-0.1",)
 
 
-def test_numbers_that_jump_find_their_partition_too(database: Connection, database_url: str) -> None:
+def test_numbers_that_jump_find_their_partition_too(database: Connection, engine: Engine) -> None:
     number_from(database, 700 * WIDTH + 1)
     add_versions(database, 1)
     number_from(database, 3 * WIDTH)
     add_versions(database, 2)
     ends = [int(name.rpartition("_")[2]) // WIDTH for name in partitions(database)]
     assert ends == [1, 2, 701, 702]
-    engine = connect(database_url)
     assert check(engine) == []
-    engine.dispose()
 
 
 def test_no_partition_can_be_rewritten_or_emptied(database: Connection) -> None:
@@ -205,8 +199,6 @@ SABOTAGE = {
 
 
 @pytest.mark.parametrize(("sabotage", "said"), SABOTAGE.items())
-def test_check_finds_an_altered_partition(database: Connection, database_url: str, sabotage: str, said: str) -> None:
+def test_check_finds_an_altered_partition(database: Connection, engine: Engine, sabotage: str, said: str) -> None:
     database.execute(sabotage)
-    engine = connect(database_url)
     assert said in check(engine)
-    engine.dispose()

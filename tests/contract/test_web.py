@@ -10,8 +10,6 @@ import itertools
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -542,22 +540,3 @@ def test_a_taken_port_is_reported_in_one_sentence() -> None:
     )
     with pytest.raises(FlowtrailError, match="this machine has no such address"):
         HttpServer(PlainTextResponse(""), "192.0.2.1", 0).start()
-
-
-WITHOUT = """
-import sys
-sys.modules["jinja2"] = None
-from etl.errors import UsageError
-from etl.web.server import HttpServer
-try:
-    import etl.web.{module}
-except UsageError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("module", ["app", "overview"])
-def test_without_the_extra_a_sentence_says_what_to_install(module: str) -> None:
-    program = WITHOUT.format(module=module)
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout == "The page needs jinja2: pip install 'flowtrail[web]'\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from etl.domain.model import Flow, Target
+from etl.domain.model import Flow
 from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
 from etl.gateway import Gateway
 from tests.support.gateways import (
@@ -28,7 +28,6 @@ from tests.support.gateways import (
 )
 from tests.support.hostile import (
     Hostile,
-    Peer,
     Step,
     answer,
     chunked,
@@ -125,21 +124,6 @@ def test_a_connection_that_breaks_on_reuse_costs_a_retry() -> None:
     with Hostile(answer(), lambda peer: peer.reset(), answer()) as server, gateway(server) as client:
         client.fetch(TARGET)
         assert client.fetch(TARGET).attempts == 2
-
-
-def test_fifty_threads_at_once_get_each_their_own_answer() -> None:
-    with Hostile(lambda peer: _echo(peer)) as server, gateway(server, concurrency=50) as client:
-        results = at_once(50, lambda n: [client.fetch(Target("o", f"u{n}-{i}")) for i in range(4)])
-    for number, snapshots in enumerate(results):
-        assert isinstance(snapshots, list), snapshots
-        assert server.connections <= 50
-        for i, snapshot in enumerate(snapshots):
-            assert snapshot.flows[0].flow_id.endswith(f"userId=u{number}-{i}")
-
-
-def _echo(peer: Peer) -> None:
-    assert peer.request is not None
-    peer.send(answer({"flowId": peer.request.target}))
 
 
 def test_cookies_are_neither_kept_nor_sent() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,39 +87,34 @@ def test_a_key_that_others_may_read_or_write_is_refused(key_file: Path, mode: in
 
 RSA = rsa.generate_private_key(65537, 2048)
 PLAIN = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-FOREIGN_PRIVATE = {
-    "of another kind": RSA.private_bytes(*PLAIN),
-    "of another kin": x25519.X25519PrivateKey.generate().private_bytes(*PLAIN),
-    "encrypted": ed25519.Ed25519PrivateKey.generate().private_bytes(*PLAIN[:2], BestAvailableEncryption(b"pw")),
-    "not a private key": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-    "not a private ke": b"\x00\xff",
-    "not a private k": RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
-    "too long": b"x" * 20_000,
-}
+RSA_PUBLIC = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+FOREIGN = [
+    (signing.load_signing_key, "of another kind", RSA.private_bytes(*PLAIN)),
+    (signing.load_signing_key, "of another kind", x25519.X25519PrivateKey.generate().private_bytes(*PLAIN)),
+    (
+        signing.load_signing_key, "encrypted",
+        ed25519.Ed25519PrivateKey.generate().private_bytes(*PLAIN[:2], BestAvailableEncryption(b"pw")),
+    ),
+    (signing.load_signing_key, "not a private key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+    (signing.load_signing_key, "not a private key", b"\x00\xff"),
+    (signing.load_signing_key, "not a private key", RSA_PUBLIC),
+    (signing.load_signing_key, "too long", b"x" * 20_000),
+    (signing.load_public_key, "another kind", RSA_PUBLIC),
+    (signing.load_public_key, "not a public key", b"hello"),
+    (signing.load_public_key, "private key: use", RSA.private_bytes(*PLAIN)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("why", FOREIGN_PRIVATE)
-def test_a_foreign_signing_key_is_refused_in_one_sentence(tmp_path: Path, why: str) -> None:
+@pytest.mark.parametrize(("load", "why", "content"), FOREIGN)
+def test_a_foreign_key_is_refused_in_one_sentence(
+    tmp_path: Path, load: Callable[[Path], object], why: str, content: bytes
+) -> None:
     file = tmp_path / "key"
-    file.write_bytes(FOREIGN_PRIVATE[why])
+    file.write_bytes(content)
     file.chmod(0o600)
     with pytest.raises(SigningError, match=why) as refused:
-        signing.load_signing_key(file)
+        load(file)
     assert "\n" not in str(refused.value)
-
-
-FOREIGN_PUBLIC = {
-    "another kind": RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
-    "not a public key": b"hello",
-    "private key: use": RSA.private_bytes(*PLAIN),
-}
-
-
-@pytest.mark.parametrize("why", FOREIGN_PUBLIC)
-def test_a_foreign_public_key_is_refused_in_one_sentence(tmp_path: Path, why: str) -> None:
-    (tmp_path / "key").write_bytes(FOREIGN_PUBLIC[why])
-    with pytest.raises(SigningError, match=why):
-        signing.load_public_key(tmp_path / "key")
 
 
 @pytest.mark.parametrize("point", sorted(SMALL_ORDER_POINTS), ids=bytes.hex)
@@ -135,18 +128,6 @@ def test_a_public_key_for_which_anybody_can_sign_is_refused(tmp_path: Path, poin
 def test_a_missing_key_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SigningError, match="cannot be read: No such file"):
         signing.load_signing_key(tmp_path / "none")
-
-
-def test_without_the_extra_one_sentence_names_it(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.modules['cryptography'] = None\n"
-        "from pathlib import Path; from etl import signing; from etl.errors import UsageError\n"
-        "try: signing.generate_key(Path('x'))\n"
-        "except UsageError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.endswith("pip install 'flowtrail[sign]'\n"), done.stderr
-    assert not os.listdir(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------- time stamps
@@ -174,15 +155,12 @@ def test_openssl_believes_the_token_that_is_kept(authority: Authority, stamp: Ti
     assert not authority.confirms(stamp.token, MESSAGE + b" ")
 
 
-def test_a_time_stamp_is_of_one_message(authority: Authority, stamp: TimeStamp) -> None:
-    with pytest.raises(SigningError, match="cannot be trusted"):
-        signing.load_authorities(authority.root).time_of(stamp.token, MESSAGE + b" ")
-
-
-def test_a_time_stamp_of_another_authority_is_not_believed(stamp: TimeStamp, tmp_path: Path) -> None:
-    stranger = Authority(tmp_path / "stranger")
-    with pytest.raises(SigningError, match="cannot be trusted"):
-        signing.load_authorities(stranger.root).time_of(stamp.token, MESSAGE)
+def test_a_time_stamp_is_of_one_message_and_one_authority(
+    authority: Authority, stamp: TimeStamp, tmp_path: Path
+) -> None:
+    for trusted, message in ((authority, MESSAGE + b" "), (Authority(tmp_path / "stranger"), MESSAGE)):
+        with pytest.raises(SigningError, match="cannot be trusted"):
+            signing.load_authorities(trusted.root).time_of(stamp.token, message)
 
 
 @pytest.mark.parametrize("what", ["the imprint", "the time", "the signature"])

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from etl.domain import verdict
 from etl.domain.chain import change_set_hash, state_digest
-from etl.domain.guard import Decision, hold
-from etl.domain.holds import Approval, held_set
+from etl.domain.guard import Decision
+from etl.domain.holds import Approval
 from etl.domain.model import Fence, Span, State
-from etl.errors import Malformed, Refused
 from tests.support.builders import (
     ALICE,
     GAP,
@@ -139,12 +138,6 @@ def test_a_silence_over_the_coverage_gap_ends_the_span(beyond, extends):
     assert outcome.span.observations == (4 if extends else 1)
 
 
-def test_an_answer_after_a_failure_opens_an_interrupted_span():
-    outcome = verdict.unchanged(fence(TWENTY, HOURLY, is_open=False), snapshot(None, after(hours=3)), GAP)
-    assert not outcome.extends
-    assert outcome.span == Span(after(hours=3), after(hours=3, seconds=-2), after(hours=3), 1, 0, True)
-
-
 # Versions
 
 
@@ -207,67 +200,7 @@ def test_a_change_after_a_failure_or_a_silence_opens_an_interrupted_span(known, 
     assert outcome.span.interrupted
 
 
-# Failures
-
-
-def test_a_failure_records_only_its_reason():
-    outcome = verdict.failed(fence(TWENTY, HOURLY), Refused("denied", code="62103", attempts=2))
-    assert (outcome.verdict, outcome.span, outcome.change_set, outcome.answer_digest) == ("failed", None, None, None)
-    assert (outcome.issue.error_code, outcome.issue.message, outcome.issue.attempts) == ("62103", "denied", 2)
-    assert verdict.failed(NEW, Malformed("data[3].flowId", code="malformed")).issue.error_code == "malformed"
-
-
 # Holds
-
-
-def test_a_partial_hold_commits_the_rest_makes_a_version_and_leaves_no_span_open():
-    answer = [flow(11, "renamed"), *numbered(12, 21)]
-    outcome = judge(
-        fence(TWENTY, HOURLY), TWENTY, answer, hold({f.flow_id for f in TWENTY}, {str(n) for n in range(1, 11)})
-    )
-    assert (outcome.verdict, outcome.span, outcome.extends) == ("held", None, False)
-    assert [(c.flow_id, c.kind) for c in outcome.change_set.changes] == [("11", "renamed"), ("21", "added")]
-    assert outcome.change_set.version == 4
-    assert outcome.flow_count == 21
-    assert outcome.missing == {str(n) for n in range(1, 11)}
-    assert outcome.answer_digest == state_digest(answer)
-    kept = replay(by_id(TWENTY), outcome.change_set.changes)
-    assert outcome.change_set.state_digest == state_digest(kept.values())
-    assert (outcome.issue.error_code, outcome.issue.missing) == ("guard", 10)
-
-
-def test_a_hold_without_other_changes_makes_no_version():
-    outcome = judge(fence(TWENTY, HOURLY), TWENTY, numbered(3, 20), hold({f.flow_id for f in TWENTY}, {"1", "2"}))
-    assert (outcome.verdict, outcome.change_set, outcome.hash, outcome.span) == ("held", None, None, None)
-
-
-def test_an_answer_held_whole_changes_nothing_of_the_state():
-    decision = Decision(frozenset(f.flow_id for f in TWENTY), whole=True, reason="another list")
-    outcome = judge(fence(TWENTY, HOURLY), TWENTY, numbered(101, 140), decision)
-    assert (outcome.verdict, outcome.change_set, outcome.span, outcome.flow_count) == ("held", None, None, 20)
-    assert outcome.answer_digest == state_digest(numbered(101, 140))
-    assert outcome.missing == {f.flow_id for f in TWENTY}
-
-
-def test_a_hold_that_ends_with_all_coming_back_opens_an_interrupted_span_of_the_same_version():
-    known = fence(TWENTY, HOURLY, held=True)
-    outcome = judge(known, TWENTY, TWENTY, missing={"1", "2"})
-    assert (outcome.verdict, outcome.change_set, outcome.extends) == ("unchanged", None, False)
-    assert (outcome.span.first_at, outcome.span.observations, outcome.span.interrupted) == (after(hours=3), 1, True)
-    assert (outcome.missing, outcome.missing_before) == (frozenset(), {"1", "2"})
-    assert outcome.answer_digest == state_digest(TWENTY)
-
-
-def test_a_hold_that_ends_by_approval_records_the_approver_in_the_chain():
-    known = fence(TWENTY, HOURLY, held=True)
-    state = State(by_id(TWENTY), frozenset({"1", "2"}), (HOURLY,))
-    answer = snapshot(numbered(3, 20), after(hours=3))
-    outcome = verdict.judged(known, state, answer, Decision(), GAP, approval=Approval("Zoë", None))
-    assert (outcome.verdict, outcome.change_set.approved_by, outcome.span.interrupted) == ("changed", "Zoë", True)
-    assert [(c.flow_id, c.kind) for c in outcome.change_set.changes] == [("1", "removed"), ("2", "removed")]
-    assert outcome.change_set.approved_scope == held_set(ALICE, known.held_since, {"1", "2"}).scope
-    unsigned = msgspec.structs.replace(outcome.change_set, approved_by=None)
-    assert outcome.hash != change_set_hash("a" * 64, unsigned)
 
 
 def test_an_approval_signs_no_version_that_removes_nothing():
