@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from etl.cli import app
 from etl.database import connect, reading, upgrade, writing
-from etl.errors import FlowtrailError, SchemaMismatch
+from etl.errors import FlowtrailError
 from etl.report.asof import flows_as_of
 from etl.report.listings import CHANGES, FLOWS, HELD_WORKFLOWS, HISTORY, RUNS, TARGETS
 from etl.report.rows import (
@@ -210,13 +210,6 @@ def test_more_rows_than_a_page_come_complete_and_runs_the_latest_first(engine: E
     assert [run.started_at for run in runs] == [START + n * TICK for n in reversed(range(2500))]
     assert runs[-1]._asdict().items() >= run_row(START).items()
     assert list(RUNS.rows(engine, limit=3)) == runs[:3]
-
-
-def test_a_database_without_the_view_is_named(tmp_path: Path) -> None:
-    """A DatabaseError in one sentence, not a traceback of the driver."""
-    (tmp_path / "empty.db").touch()
-    with pytest.raises(SchemaMismatch, match="list_workflow"):
-        list(FLOWS.rows(connect(f"sqlite:///{tmp_path / 'empty.db'}")))
 
 
 def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(

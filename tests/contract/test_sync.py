@@ -515,20 +515,9 @@ def test_an_approval_of_many_changes_records_them_and_its_scope(house):
 
 
 def test_many_changes_in_one_answer_of_two_are_not_recorded(house):
-    house.fault(
-        "raw",
-        ALICE,
-        times=2,
-        body=msgspec.json.encode(
-            {
-                "code": 0,
-                "data": [
-                    {"flowId": f.flow_id, "flowName": None, "cycle": f.cycle, "editable": f.editable}
-                    for f in numbered(1, 40)
-                ],
-            }
-        ),
-    )
+    unnamed = [{"flowId": f.flow_id, "cycle": f.cycle, "editable": f.editable} for f in numbered(1, 40)]
+    body = msgspec.json.encode({"code": 0, "data": [{**each, "flowName": None} for each in unnamed]})
+    house.fault("raw", ALICE, body=body, times=2)
     house.sync(ALICE, unchanged=1)
     assert house.rows("SELECT count(*) FROM hold_event") == [(0,)]
 

@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying
 from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused
 from etl.gateway.calls import signature
 from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, retry_after_seconds, status_error
-from etl.gateway.timing import _skew_seconds, helps_to_retry, pause_seconds
+from etl.gateway.timing import _skew_seconds, pause_seconds
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway
 from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
 
@@ -86,12 +86,6 @@ def test_every_status_has_a_meaning() -> None:
         assert type(error) is (GatewayUnreachable if status == 429 else meanings.get(status // 100, Malformed))
         assert error.transient == error.gateway_down_evidence or status == 401
         assert ("a redirect" in error.message) == (status // 100 == 3)
-
-
-def test_only_transient_errors_are_retried() -> None:
-    assert helps_to_retry(GatewayUnreachable("x", code="http_503"))
-    for error in (GatewayUnreachable("x", code="deadline"), Malformed("x", code="malformed"), KeyboardInterrupt()):
-        assert not helps_to_retry(error)
 
 
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
