@@ -65,7 +65,7 @@ def optional_url(value: object) -> str:
 def is_loopback(url: str) -> bool:
     """Whether ``url`` stays on this machine."""
     host = (urlsplit(url).hostname or "").rstrip(".")
-    address = _ip(host)
+    address = ip_of(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
@@ -169,7 +169,7 @@ def _web_address(value: object) -> tuple[str, SplitResult]:
         raise ValueError(f"has an invalid host or port: {shown(value)}") from None
     if not host or not port_is_real or parts.netloc.endswith(":"):
         raise ValueError(f"has an invalid host or port: {shown(value)}")
-    address = _ip(host)
+    address = ip_of(host)
     inner = getattr(address, "ipv4_mapped", None) or address
     if host in _METADATA_HOSTS or (inner is not None and any(inner in network for network in _METADATA_NETWORKS)):
         raise ValueError(f"{host} is a metadata or link-local address, never a gateway")
@@ -183,14 +183,15 @@ def _ascii_host(host: str) -> str:
     ascii_host = host.encode("idna").decode("ascii").lower().rstrip(".")
     if re.search(r"[^a-z0-9._-]", ascii_host) or ".." in ascii_host:
         raise ValueError(host)
-    if _ip(ascii_host) is None:
+    if ip_of(ascii_host) is None:
         with suppress(OSError):
             socket.inet_aton(ascii_host)  # also takes 2852039166, 0xa9fea9fe and 0251.0376.0251.0376
             raise ValueError(host)
     return ascii_host
 
 
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that ``host`` is; None if it is a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:

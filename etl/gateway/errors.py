@@ -34,6 +34,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 from urllib.parse import quote as url_quote
 from urllib.parse import urlsplit
@@ -238,16 +239,11 @@ def excerpt(found: bytes | str, hidden: Iterable[str] = ()) -> str:
     """The beginning of foreign text, quoted; ``hidden`` strings in it, in any usual encoding, become ``***``."""
     if isinstance(found, bytes):
         found = found[:_LOOKED_AT_CHARACTERS].decode("utf-8", "replace")
-    text = _without(found[:_LOOKED_AT_CHARACTERS].strip(), hidden)
+    text = found[:_LOOKED_AT_CHARACTERS].strip()
+    for form in chain.from_iterable(map(_forms, hidden)):
+        text = text.replace(form, "***")
     shown = printable(text[: EXCERPT_CHARACTERS + 1])
     return f'"{shown[:EXCERPT_CHARACTERS]}…"' if len(shown) > EXCERPT_CHARACTERS else f'"{shown}"'
-
-
-def _without(text: str, hidden: Iterable[str]) -> str:
-    for secret in hidden:
-        for form in _forms(secret):
-            text = text.replace(form, "***")
-    return text
 
 
 def _forms(secret: str) -> Iterable[str]:

@@ -42,7 +42,10 @@ def reread_strictly(snapshot: Snapshot) -> None:
     if not snapshot.body:
         return
     try:
-        data = _object(_parsed(snapshot.body)).get("data")
+        answer = _parsed(snapshot.body)
+        if not isinstance(answer, dict):
+            raise _Problem(f"it is {_kind(answer)}, not an object")
+        data = answer.get("data")
         if snapshot.flows is None:
             return
         if not _same(_rows(data), snapshot.flows):
@@ -120,12 +123,6 @@ def _refuse_duplicate_keys(parsed: Any, duplicates: list[_DuplicateKey]) -> None
         if isinstance(item, _DuplicateKey):
             raise _Problem(f'data[{index}] has the key "{item}" twice')
     raise _Problem(f'one of its objects has the key "{duplicates[0]}" twice')
-
-
-def _object(found: Any) -> dict[str, Any]:
-    if isinstance(found, dict):
-        return found
-    raise _Problem(f"it is {_kind(found)}, not an object")
 
 
 def _rows(data: Any) -> Iterator[Row]:

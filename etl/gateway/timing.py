@@ -43,19 +43,15 @@ class RequestPacing:
             now = time.monotonic()
             turn = max(now, self._next)
             if turn >= deadline.ends_at:
-                raise _no_turn(deadline)
+                error = GatewayUnreachable(
+                    f"no turn within the deadline of {deadline.seconds:g} s: [gateway] requests_per_second is too low"
+                    " for its concurrency",
+                    code="deadline",
+                )
+                error.gateway_down_evidence = False
+                raise error
             self._next = turn + self._interval
         return turn - now
-
-
-def _no_turn(deadline: Deadline) -> GatewayUnreachable:
-    error = GatewayUnreachable(
-        f"no turn within the deadline of {deadline.seconds:g} s: [gateway] requests_per_second is too low for its"
-        " concurrency",
-        code="deadline",
-    )
-    error.gateway_down_evidence = False
-    return error
 
 
 def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:
@@ -128,11 +124,13 @@ class GatewayClock:
         """How far the gateway was ahead of us in its latest answer; None: not known yet."""
 
     def measure(self, headers: Mapping[str, str], headers_at: dt.datetime, asked_at: dt.datetime) -> float:
-        """The skew in seconds, negative where the gateway is behind; 0 where the answer does not tell."""
+        """The skew in seconds, beyond what the request itself took; negative where the gateway is behind; 0 where the
+        answer does not tell."""
         date = http_date(headers.get("Date", ""))
         if date is None:
             return 0.0
-        seconds = _skew_seconds(date, asked_at, headers_at)
+        behind = (date - asked_at).total_seconds() + 1  # the header has whole seconds, rounded down
+        seconds = (date - headers_at).total_seconds() if date > headers_at else min(behind, 0.0)
         self.skew = dt.timedelta(seconds=seconds)
         return seconds
 
@@ -146,11 +144,3 @@ class GatewayClock:
             " or allow more by [gateway] max_clock_skew",
             code="clock_skew",
         )
-
-
-def _skew_seconds(date: dt.datetime, asked_at: dt.datetime, headers_at: dt.datetime) -> float:
-    """Beyond what the request itself took."""
-    if date > headers_at:
-        return (date - headers_at).total_seconds()
-    behind = (date - asked_at).total_seconds() + 1  # the header has whole seconds, rounded down
-    return min(behind, 0.0)

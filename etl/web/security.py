@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 from collections.abc import Collection
 from typing import Final
@@ -11,6 +10,8 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from etl.config.addresses import ip_of
 
 _POLICY: Final = {
     "default-src": "'none'",
@@ -71,7 +72,7 @@ class KnownHosts:
         if parts is None:
             return False
         name = (parts["name"] or "").lower().rstrip(".")
-        return name in self._names or name.endswith(".localhost") or _is_address(parts["address"] or name)
+        return name in self._names or name.endswith(".localhost") or ip_of(parts["address"] or name) is not None
 
 
 _HOST: Final = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
@@ -79,14 +80,6 @@ _REFUSAL: Final = (
     "Flowtrail does not answer to this name: use localhost, the machine's address, or the name in [service] listen; "
     "add more names to [service] hosts.\n"
 )
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class ConcurrencyLimit:

@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 import traceback
+from email.utils import format_datetime
 from types import ModuleType
 from urllib.parse import quote
 
@@ -22,7 +23,7 @@ from tenacity import RetryCallState, Retrying
 from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused
 from etl.gateway.calls import signature
 from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, retry_after_seconds, status_error
-from etl.gateway.timing import _skew_seconds, pause_seconds
+from etl.gateway.timing import GatewayClock, pause_seconds
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway
 from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
 
@@ -122,8 +123,9 @@ def test_retry_after_is_seconds_from_now_and_never_negative(value: str, expected
 def test_the_skew_of_clocks_excludes_the_time_of_the_request(
     asked: float, date: float, arrived: float, expected: float
 ) -> None:
-    moments = [NOW + dt.timedelta(seconds=seconds) for seconds in (date, asked, arrived)]
-    assert _skew_seconds(*moments) == expected
+    dated, asked_at, arrived_at = (NOW + dt.timedelta(seconds=seconds) for seconds in (date, asked, arrived))
+    headers = {"Date": format_datetime(dated, usegmt=True)}
+    assert GatewayClock(dt.timedelta(0)).measure(headers, arrived_at, asked_at) == expected
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [(None, 0.05, 0.25), (0.0, 0.2, 0.4), (7.0, 7.0, 7.2)])
