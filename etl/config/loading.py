@@ -197,7 +197,7 @@ def _database(values: Values) -> list[Path]:
     if files := _from_file(values, url, "database.url_file", lambda file: completed(read_secret_file(file).reveal())):
         return files
     values[url] = values.attempt(url, lambda: completed(values[url]))
-    return [values.path] if _is_in_settings(values, url) and values[url] and holds_password(values[url]) else []
+    return [values.path] if values.source(url) == "file" and values[url] and holds_password(values[url]) else []
 
 
 def _receivers(values: Values, section: str) -> list[Path]:
@@ -207,11 +207,7 @@ def _receivers(values: Values, section: str) -> list[Path]:
         return files
     if not values[urls] and not values.is_faulty(f"{section}.urls_file"):
         values.fault(urls, 'is missing: the addresses to write to, such as ["mailto://..."], or urls_file with them')
-    return [values.path] if _is_in_settings(values, urls) else []
-
-
-def _is_in_settings(values: Values, name: str) -> bool:
-    return values.is_given(name) and not values.is_from_environment(name)
+    return [values.path] if values.source(urls) == "file" else []
 
 
 def _from_file(values: Values, plain: str, file: str, read: Callable[[Path], Any]) -> list[Path]:
@@ -221,12 +217,11 @@ def _from_file(values: Values, plain: str, file: str, read: Callable[[Path], Any
     """
     if not values[file] or values.is_faulty(plain) or values.is_faulty(file):
         return []
-    if values.is_given(plain):
-        if values.is_from_environment(plain) == values.is_from_environment(file):
-            values.fault(file, f"cannot be combined with {plain.rpartition('.')[2]}: keep one of the two")
-            return []
-        if values.is_from_environment(plain):
-            values[file] = ""
-            return []
+    if values.source(plain) == values.source(file):
+        values.fault(file, f"cannot be combined with {plain.rpartition('.')[2]}: keep one of the two")
+        return []
+    if values.source(plain) == "environment":
+        values[file] = ""
+        return []
     values[plain] = values.attempt(file, lambda: read(Path(values[file])))
     return [Path(values[file])]

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -77,11 +77,11 @@ class Values:
     def is_faulty(self, name: str) -> bool:
         return name in self._faulty
 
-    def is_given(self, name: str) -> bool:
-        return name in self._places
-
-    def is_from_environment(self, name: str) -> bool:
-        return self._places.get(name, "").startswith(_PREFIX)
+    def source(self, name: str) -> Literal["environment", "file"] | None:
+        """Where the setting was given; None if it was not."""
+        if place := self._places.get(name):
+            return "environment" if place.startswith(_PREFIX) else "file"
+        return None
 
     def fault(self, name: str, message: str) -> None:
         """Record a problem with a setting, at the place where it was given or should be: the first one there."""

@@ -183,19 +183,14 @@ def _cause(error_code: str, message: str) -> str:
 
 
 def by_cause(failing: Iterable[Failing]) -> list[Failing]:
-    """One for each cause, with the code and the message that most of its targets have."""
+    """One for each cause, with the code and the message that most of its targets have, of those that were asked."""
     return [
-        max(parts, key=_commonest)._replace(
+        max(parts, key=lambda part: (part.error_code != NOT_ASKED, part.targets))._replace(
             targets=sum(part.targets for part in parts),
             first=sorted(name for part in parts for name in part.first)[:SUBJECTS_NAMED],
         )
         for parts in causes_of(failing, lambda part: (part.error_code, part.message))
     ]
-
-
-def _commonest(cause: Failing) -> tuple[bool, int]:
-    """What a sentence names: the most common cause among the targets that were asked."""
-    return cause.error_code != NOT_ASKED, cause.targets
 
 
 def failing(cause: Failing, since: dt.datetime | None, *, asked: int | None = None, gave_up: bool = False) -> Condition:

@@ -82,14 +82,21 @@ def one_target(site: Site, request: Request) -> Response:
         versions = TableQuery("versions", targets.versions(known.id, at))
         changes = targets.difference(connection, known.target, since, at) if since else []
         if not fmt:
-            shown = listing.shown(connection, asked)
-            values = _about_target(site, connection, known, at, versions.page(connection, VERSIONS + 1))
-            values |= {"then": _coverage(connection, known, at), "before": _coverage(connection, known, since)}
+            past = versions.page(connection, VERSIONS + 1)
+            values = {
+                **listing.shown(connection, asked),
+                "health": targets.health_of(connection, known.target),
+                "versions": past[:VERSIONS],
+                "older": past[VERSIONS].observed_at if len(past) > VERSIONS else None,
+                "ticks": targets.ticks(connection, known.id, at or now, TICKS, site.coverage_gap),
+                "then": _coverage(connection, known, at),
+                "before": _coverage(connection, known, since),
+            }
     if fmt and table == "difference":
         return rows_file(table, columns_of(ListDifference), changes, fmt)
     if fmt:
         return listing_file(site, versions if table == "versions" else listing, fmt)
-    values |= {"asked": asked, "others": others, "known": known, "at": at, "since": since, "now": now, **shown}
+    values |= {"asked": asked, "others": others, "known": known, "at": at, "since": since, "now": now}
     values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
     return html(request, "target.html", values)
 
@@ -113,17 +120,6 @@ def _listing(connection: Connection, known: KnownTarget, asked: RequestParams, a
 
 def _coverage(connection: Connection, known: KnownTarget, at: dt.datetime | None) -> TargetAsOf | None:
     return targets.coverage_of(connection, [known.target], at).get(known.target) if at else None
-
-
-def _about_target(
-    site: Site, connection: Connection, known: KnownTarget, at: dt.datetime | None, versions: Sequence[Any]
-) -> dict[str, Any]:
-    return {
-        "health": targets.health_of(connection, known.target),
-        "versions": versions[:VERSIONS],
-        "older": versions[VERSIONS].observed_at if len(versions) > VERSIONS else None,
-        "ticks": targets.ticks(connection, known.id, at or site.now(), TICKS, site.coverage_gap),
-    }
 
 
 # ----------------------------------------------------------------------------------------------------- the workflows
