@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, bindparam, func, select, text
@@ -73,8 +73,17 @@ def _by_membership(connection: Connection, scope: Mapping[str, Any], seen: int) 
     query = select(target.c.id, *TARGET_KEY).distinct().join_from(moved, target, target.c.id == moved.c.target_id)
     query = query.where(moved.c.schedule.in_(list(scope["schedules"])), moved.c.kind == "joined", moved.c.id <= last)
     query = query.where(moved.c.id == latest, *only).order_by(*TARGET_KEY)
-    with connection.execute(query, execution_options=STREAMED) as rows:
-        return _scope_targets(rows)
+    ids, org_ids = list[int](), set[str]()
+
+    def keys() -> Iterator[bytes]:
+        with connection.execute(query, execution_options=STREAMED) as rows:
+            for number, *key in rows:
+                ids.append(number)
+                org_ids.add(key[0])
+                yield encode(key)
+
+    digest = digest_of(keys())
+    return ScopeTargets(digest, frozenset(ids), frozenset(org_ids))
 
 
 def _by_name(connection: Connection, targets: Sequence[Target]) -> ScopeTargets:
@@ -83,20 +92,6 @@ def _by_name(connection: Connection, targets: Sequence[Target]) -> ScopeTargets:
         mine = (column == value for column, value in zip(TARGET_KEY, each, strict=True))
         ids |= set(connection.execute(select(target.c.id).where(*mine)).scalars())
     return ScopeTargets(targets_digest(targets), frozenset(ids), frozenset(each.org_id for each in targets))
-
-
-def _scope_targets(rows: Iterable[Any]) -> ScopeTargets:
-    ids, org_ids = list[int](), set[str]()
-
-    def keys() -> Iterator[bytes]:
-        for row in rows:
-            cells: list[Any] = list(row)
-            ids.append(cells[0])
-            org_ids.add(cells[1])
-            yield encode(cells[1:])
-
-    digest = digest_of(keys())
-    return ScopeTargets(digest, frozenset(ids), frozenset(org_ids))
 
 
 # ------------------------------------------------------------------------------------------------ what they wrote

@@ -61,7 +61,9 @@ def first(site: Site, request: Request) -> Response:
         found = overview.gather(
             connection, health, now, coverage_gap=site.coverage_gap, scope=scope, own=site.own(), wait=False
         )
-        latest = latest_events(site, connection)
+        events = EVENTS.page(connection, _LATEST, newest_first=True)
+        behind = _users_behind(connection, events)
+    latest = {"latest_events": events, "behind": behind, "enos_zone": site.enos_zone}
     service = {"role": site.role(), "next_runs": sorted(site.next_fire_times().items(), key=lambda item: item[1])}
     return html(request, "overview.html", {**found, **latest, **service, "periods": overview.PERIODS, "asked": asked})
 
@@ -95,12 +97,6 @@ def _behind(
 ) -> dict[str, Any]:
     kinds = wanted["kind"] or EVENT_KINDS
     return {"kinds": kinds, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
-
-
-def latest_events(site: Site, connection: Connection) -> dict[str, Any]:
-    """The last events of all organisations, for the first page."""
-    rows = EVENTS.page(connection, _LATEST, newest_first=True)
-    return {"latest_events": rows, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
 
 
 def _users_behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> Mapping[int, Sequence[UserChange]]:
