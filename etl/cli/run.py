@@ -184,7 +184,15 @@ def refreshed(
         return
     stored = store.rosters(orgs)
     all_stand = all(org in stored and stored[org].answered_at is not None for org in orgs)
-    answer = app.pool(1, "rosters").submit(app.rosters(store).refresh, orgs, accept=accept)
+    answer: Future[list[Refreshed]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(app.rosters(store).refresh(orgs, accept=accept))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="rosters", daemon=True).start()  # one that hangs holds up no exit
     try:
         _await_rosters(answer, _PATIENCE_SECONDS if all_stand and not accept else None)
         expanded = app.rosters(store).expand(schedules)

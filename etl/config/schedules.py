@@ -116,7 +116,8 @@ def _read_schedule(path: Path) -> tuple[Schedule | None, list[Problem]]:
         slots = slots if cron is None else Cron(cron, given.get("timezone", "UTC"))
     except ValueError as error:
         complain(str(error), "cron")
-    if given.get("jitter", ZERO) >= (gap := slots.shortest_gap()):
+    jitter = given.get("jitter")  # without one, nobody need walk through the years of a cron expression
+    if jitter and jitter >= (gap := slots.shortest_gap()):
         why = "a run would start after the next one is due"
         complain(f"must be shorter than the {gap} between two slots: {why}", "jitter")
     targets = Targets(path)

@@ -52,7 +52,11 @@ class Connector:
         self._origin = Server(url)
         self._proxy = Server(urlsplit(proxy)) if proxy else None
         login = ":".join(get_auth_from_url(proxy))
-        self._login = make_headers(proxy_basic_auth=login) if login != ":" else {}
+        try:
+            self._login = make_headers(proxy_basic_auth=login) if login != ":" else {}
+        except UnicodeEncodeError:
+            why = "has a user or a password that is not Latin-1, which a proxy cannot be sent"
+            raise ConfigError([Problem("gateway.proxy", why)]) from None
         self._forwards = self._proxy is not None and not self._origin.is_tls
         self.origin = f"{url.scheme}://{url.netloc}"
         self._watchdog = watchdog

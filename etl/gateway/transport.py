@@ -189,7 +189,9 @@ class Transport(BaseAdapter):
             with self._watchdog.watch(min(_SPARE_SECONDS, deadline.remaining() / 2)) as limit:
                 spare = self._connector.open(limit, limit.seconds)
             self._spares.append(spare)
-        except (*FOREIGN, FlowtrailError):
+        except (*FOREIGN, FlowtrailError) as error:
+            if isinstance(error, GatewayError) and error.code == "desync":
+                self._desynced()
             self._no_spares_until = now + _NO_SPARES_SECONDS
 
     def _end(self, connection: Connection, deadline: Deadline) -> IdleState:

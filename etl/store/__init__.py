@@ -171,7 +171,10 @@ class Store(Transactions):
         if status == "aborted":
             sums, latest_at = self._read(lambda connection: seals.recount(connection, run_id))
             now = max(now, latest_at or now)
-        return self._write(lambda connection: seals.end(connection, run_id, status, sums, now, self._sign))
+        return self._write(
+            lambda connection: seals.end(connection, run_id, status, sums, now, self._sign),
+            lambda _, connection: seals.is_sealed(connection, run_id, status),
+        )
 
     def recount(self, run_id: int) -> Mapping[str, int]:
         """The sums of a run, counted from its rows; ``unchanged`` is 0: an unchanged target leaves no row."""

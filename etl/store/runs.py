@@ -117,19 +117,6 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
 _OF_NEW_RUN: Final = ("origin", "host", "pid", "targets", "schedule", "scheduled_for", "missed")
 _LATEST_MEMBERSHIP: Final = select(func.coalesce(func.max(target_membership.c.id), 0)).scalar_subquery()
 _RUNS_BEFORE: Final = 100
-_before: Final = sync_run.alias("before")
-_REPEATED: Final = (
-    select(_before.c.id)
-    .join(sync_run, _before.c.id.between(sync_run.c.id - _RUNS_BEFORE, sync_run.c.id - 1))
-    .where(
-        sync_run.c.id == bindparam("run_id"),
-        _before.c.scope == sync_run.c.scope,
-        _before.c.targets_digest == sync_run.c.targets_digest,
-    )
-    .limit(1)
-)
-"""A run shortly before that this one repeats. The scope ends with the latest membership id, so no membership was
-recorded since."""
 
 
 def _is_recorded(connection: Connection, run_id: int, run: NewRun) -> bool:
@@ -137,8 +124,16 @@ def _is_recorded(connection: Connection, run_id: int, run: NewRun) -> bool:
     if len(run.lists) > 1 or run.org_id is not None or run.user_id is not None:
         return False
     (name,) = run.lists
-    repeated = connection.execute(_REPEATED, {"run_id": run_id}).first() is not None
-    return repeated and membership.gap_of(connection, name) == membership.seconds_of(run.gaps, name)
+    of_schedule = (sync_run.c.schedule == run.schedule, sync_run.c.id < run_id)
+    before = select(sync_run).where(*of_schedule).order_by(sync_run.c.id.desc()).limit(_RUNS_BEFORE).subquery().c
+    repeated = select(before.id).where(
+        sync_run.c.id == run_id,
+        before.scope == sync_run.c.scope,  # it ends with the latest membership id: none was recorded since
+        before.targets_digest == sync_run.c.targets_digest,
+    )
+    if connection.execute(repeated.limit(1)).first() is None:
+        return False
+    return membership.gap_of(connection, name) == membership.seconds_of(run.gaps, name)
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> ColumnElement[str]:

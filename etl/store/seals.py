@@ -211,7 +211,7 @@ def end(
     values = {"status": status, "finished_at": finished_at, "heartbeat_at": database_now(connection), **sums}
     row = connection.execute(ended.values(values).returning(*_RUN_COLUMNS)).first()
     if row is None:
-        return _is_sealed(connection, run_id, status)
+        return is_sealed(connection, run_id, status)
     targets_digest, *known = row[: len(_KNOWN) + 1]
     facts = dict(zip(_KNOWN, known, strict=True))
     run = seal.SealedRun(run_id=run_id, status=status, **facts, sums=row[len(_KNOWN) + 1 :])
@@ -219,7 +219,7 @@ def end(
     return True
 
 
-def _is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
+def is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
     """Whether the run has this status and a seal."""
     ended = select(run_seal.c.id).join(sync_run, sync_run.c.id == run_seal.c.run_id)
     return connection.execute(ended.where(sync_run.c.id == run_id, sync_run.c.status == status)).first() is not None

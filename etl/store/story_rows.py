@@ -114,7 +114,7 @@ _BY_DEAD_RUNS: Final = """
     JOIN change_set s ON s.run_id = r.id
     JOIN target t ON t.id = s.target_id AND t.expression = '' AND t.projected_version < s.version"""
 """What a run left unjudged when it died. A hundred later runs have certainly made up for it."""
-_BY_TIME: Final = "SELECT f.org_id FROM {given} JOIN org_flow f ON f.due_at <= given.at"
+_BY_TIME: Final = "SELECT f.org_id FROM {given} CROSS JOIN org_flow f WHERE f.due_at <= given.at"
 _WHERE: Final = "SELECT org_id FROM target WHERE {} AND version > 0"
 _DUE: Final = f"""(
     {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION {_BY_TIME}

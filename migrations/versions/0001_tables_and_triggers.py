@@ -609,6 +609,7 @@ def org_flow() -> None:
         sqlite_with_rowid=False,
     )
     index("org_flow", "due_at", "org_id", where="due_at IS NOT NULL")
+    index("org_flow", "org_id", "due_at", "flow_id", where="due_at IS NOT NULL")
 
 
 def org_loss() -> None:

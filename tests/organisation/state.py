@@ -10,6 +10,7 @@ from typing import Any
 
 from etl.domain.organisation.rules import judge
 from etl.domain.organisation.values import (
+    AT_ONCE,
     Answer,
     Judgement,
     KnownWorkflow,
@@ -102,7 +103,8 @@ class KnownState:
 
     def _is_due(self, flow_id: str) -> bool:
         due_at = self.open[flow_id].due_at
-        return self._judges_always or flow_id in self._listed_by_leaving or due_at <= self.context.decided_at
+        is_due = due_at == AT_ONCE or due_at <= self.context.decided_at
+        return is_due or self._judges_always or flow_id in self._listed_by_leaving
 
     def _believe(self, user: str, flows: Flows, answer: Answer, held: Set[str]) -> None:
         known = self.known.get(user, {})

@@ -577,6 +577,13 @@ def test_the_shipped_example_is_a_valid_schedule_and_so_is_every_line_that_is_co
     assert example.targets[-1] == Target("o15427722038191", "u15426865866571", "report")
 
 
+def test_only_jitter_makes_a_schedule_walk_through_the_years_of_its_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cron, "shortest_gap", lambda self: pytest.fail("nobody needs it"))
+    schedules(tmp_path, a=f'cron = "0 3 * * 7"\n{TARGETS}')
+
+
 def test_schedules_are_named_after_their_files_in_order(tmp_path: Path) -> None:
     b = f'every = "15m"\njitter = "20s"\ncoverage_gap = "2d"\n{TARGETS}expression = "x"\n'
     a = f'cron = "0 3 * * 7"\ntimezone = "Asia/Shanghai"\n{TARGETS}'

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.organisation.rules import judge
-from etl.domain.organisation.values import Answer, Judgement, Listed, ListingChange, StepContext, User, Workflow
+from etl.domain.organisation.values import (
+    AT_ONCE,
+    Answer,
+    Judgement,
+    Listed,
+    ListingChange,
+    StepContext,
+    User,
+    Workflow,
+)
 from tests.organisation.cases import cases, derived, promised
 from tests.organisation.command import played
 from tests.organisation.oracle import Oracle
@@ -314,7 +323,7 @@ def test_a_run_without_answers_decides_nothing():
     judgement = judge(
         StepContext(users, after(days=9)), msgspec.structs.replace(kept(shown, Workflow("w")), changes=lost)
     )
-    assert (judgement.events, judgement.due_at) == ([], without.arrived_at)
+    assert (judgement.events, judgement.due_at) == ([], AT_ONCE)
 
 
 FALSEHOODS = {

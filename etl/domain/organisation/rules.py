@@ -11,6 +11,7 @@ import msgspec
 from etl.domain.organisation.changes import Losses, attribute_events, losses
 from etl.domain.organisation.evidence import VALUE_FIELDS, Entry, Evidence
 from etl.domain.organisation.values import (
+    AT_ONCE,
     Answer,
     Event,
     Judgement,
@@ -182,19 +183,21 @@ def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
 def _due_at(evidence: Evidence, result: _RoundResult) -> dt.datetime | None:
     """Whoever waits, or contradicts what is known, may be judged otherwise once somebody is heard; users who are told
     different values (6a) once nobody active shows the known one any more."""
-    known, decided_at = result.known, evidence.context.decided_at
+    known = result.known
     if result.waiting:
-        return min(decided_at, max(loss.without.arrived_at for loss in result.waiting.values()))
+        return AT_ONCE
     if known is None:
         return None
     if known.gone_at is not None:
-        return min(decided_at, known.gone_at) if evidence.after else None
+        return AT_ONCE if evidence.after else None
     moments: list[dt.datetime] = []
     for field in VALUE_FIELDS:
-        of: KnownValue = getattr(known, field)
-        if any(getattr(entry.listed, field) != of.value for entry in evidence.after.values()):
-            shown_until = (evidence.left_at(user_id) for user_id in evidence.showing(field, of.value))
-            moments.append(max(shown_until, default=min(decided_at, of.first.arrived_at)))
+        value = getattr(known, field).value
+        if any(getattr(entry.listed, field) != value for entry in evidence.after.values()):
+            shown_until = [evidence.left_at(user_id) for user_id in evidence.showing(field, value)]
+            if not shown_until:
+                return AT_ONCE
+            moments.append(max(shown_until))
     return min(moments, default=None)
 
 

@@ -10,6 +10,9 @@ import msgspec
 
 from etl.domain.kinds import EventKind
 
+AT_ONCE: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+"""Due at the next step, whatever the clock says by then."""
+
 
 class Answer(NamedTuple):
     """When an answer was requested, and when all of it had arrived. EnOS read the list at some moment in between."""
