@@ -158,7 +158,7 @@ def test_a_proxy_and_the_login_for_it_come_from_the_settings_alone() -> None:
 
 
 def test_a_login_that_a_proxy_cannot_be_sent_is_a_problem_of_the_settings() -> None:
-    with pytest.raises(ConfigError, match="gateway.proxy has a user or a password") as raised:
+    with pytest.raises(ConfigError, match="has a user or a password that is not Latin-1") as raised:
         Gateway(settings_for("http://127.0.0.1:9", proxy="http://me:p%E2%82%AC@127.0.0.1:9"))
     assert "\u20ac" not in str(raised.value)
 
