@@ -22,7 +22,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, select
 
 from etl.audit import check
-from etl.audit.extent import Contents, Extent, contents, made_in, rows_in
+from etl.audit.extent import Contents, Extent, contents, made_in, of_versions, rows_in
 from etl.database import STREAMED, reading
 from etl.domain.answers import KeptAnswer, data_of
 from etl.errors import DatabaseError, FlowtrailError
@@ -339,12 +339,7 @@ def _by_target(
 
 def _answers(connection: Connection, contents: Contents) -> Iterator[str]:
     """The hashes of the answers that made the versions, or in which holds were seen; may contain repetitions."""
-
-    def made(own: Any) -> Select[Any]:
-        return select(change_set.c.data_hash).where(made_in(own, change_set)).distinct()
-
-    for (data_hash,) in rows_in(connection, contents.ranges.chunks(), made):
-        yield data_hash
+    yield from of_versions(connection, contents.ranges, change_set.c.data_hash)
     run_id, data_hash = (list(_keys_of("holds")).index(key) for key in ("run_id", "data_hash"))
     for row in _sealed(hold_event, connection, contents, "holds"):
         if row[run_id] in contents.whole:

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, and_, case, exists, func, select, union
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, and_, case, exists, func, select, union
 
 from etl.database import STREAMED
 from etl.report.runs import Scopes
@@ -119,7 +119,7 @@ def contents(connection: Connection, extent: Extent, now: dt.datetime) -> Conten
     extent = extent._replace(until=_before_what_runs(connection, extent))
     ranges = _ranges(connection, extent)
     whole = _whole(connection, extent)
-    makers = _makers(connection, ranges) - whole
+    makers = set(of_versions(connection, ranges, change_set.c.run_id)) - whole
     return Contents(extent, _made_at(connection, now), ranges, frozenset(whole), frozenset(makers))
 
 
@@ -175,13 +175,13 @@ def _ranges(connection: Connection, extent: Extent) -> Ranges:
     return ranges
 
 
-def _makers(connection: Connection, ranges: Ranges) -> set[int]:
-    """The runs that made the versions."""
+def of_versions(connection: Connection, ranges: Ranges, column: Column[Any]) -> Iterator[Any]:
+    """What a column of ``change_set`` has in the versions; may contain repetitions."""
 
-    def makers(given: Any) -> Select[Any]:
-        return select(change_set.c.run_id).where(made_in(given, change_set)).distinct()
+    def made(given: Any) -> Select[Any]:
+        return select(column).where(made_in(given, change_set)).distinct()
 
-    return {run_id for (run_id,) in rows_in(connection, ranges.chunks(), makers)}
+    return (value for (value,) in rows_in(connection, ranges.chunks(), made))
 
 
 # ------------------------------------------------------------------------------------------------------------ runs

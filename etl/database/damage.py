@@ -18,7 +18,7 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 from sqlalchemy import Engine
@@ -49,14 +49,8 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
     """When all receivers had been notified."""
 
 
-class _Kept(NamedTuple):
-    """A finding that only this process knows, and until when (monotonic)."""
-
-    finding: Damage
-    until: float
-
-
-_kept: Final[dict[str, _Kept]] = {}
+_kept: Final[dict[str, tuple[Damage, float]]] = {}
+"""Findings that only this process knows, by the database's name, and until when (monotonic)."""
 
 
 def note_damage(engine: Engine, message: str) -> None:
@@ -66,19 +60,19 @@ def note_damage(engine: Engine, message: str) -> None:
         return
     finding = Damage(said=printable(message)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
     if engine.dialect.name != "sqlite":
-        _kept[_name(engine)] = _Kept(finding, time.monotonic() + LOOK_AGAIN_SECONDS)
+        _kept[describe(engine.url)] = finding, time.monotonic() + LOOK_AGAIN_SECONDS
     elif file is not None:
         try:
             _write(file, finding)
         except OSError:
-            _kept[_name(engine)] = _Kept(finding, float("inf"))
+            _kept[describe(engine.url)] = finding, float("inf")
 
 
 def damage_of(engine: Engine) -> Damage | None:
     """The finding that stops writing to this database, if any."""
     file = _file(engine)
-    kept = _kept.get(_name(engine))
-    found = kept.finding if kept is not None and time.monotonic() < kept.until else None
+    kept, until = _kept.get(describe(engine.url), (None, 0.0))
+    found = kept if time.monotonic() < until else None
     if file is not None:
         found = found or _read(_marker(file))
         if found is not None and found.file not in (None, _identity(file)):
@@ -109,7 +103,7 @@ def damage_sentence(engine: Engine, found: Damage) -> str:
 
 def note_whole(engine: Engine) -> None:
     """Remove the finding, once everything has been checked. Raises DatabaseError if it cannot be removed."""
-    _kept.pop(_name(engine), None)
+    _kept.pop(describe(engine.url), None)
     file = _file(engine)
     if file is None:
         return
@@ -125,16 +119,12 @@ def note_notified(engine: Engine, now: dt.datetime) -> None:
     if found is None:
         return
     notified = msgspec.structs.replace(found, told_at=now)
-    kept = _kept.get(_name(engine))
-    if kept is not None:
-        _kept[_name(engine)] = kept._replace(finding=notified)
+    name = describe(engine.url)
+    if name in _kept:
+        _kept[name] = notified, _kept[name][1]
     elif file is not None:
         with contextlib.suppress(OSError):
             _write(file, notified)
-
-
-def _name(engine: Engine) -> str:
-    return describe(engine.url)
 
 
 def _file(engine: Engine) -> Path | None:

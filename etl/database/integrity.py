@@ -71,7 +71,8 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
             try:
                 damage += (printable(f"{table}: {problem}") for problem in _check(driver, table, limit))
                 if everything:
-                    _read_all(driver, table)
+                    for _ in driver.execute(f"SELECT * FROM {_quoted(table)}"):  # noqa: S608 - a table of the file
+                        pass
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if code_of(error) == sqlite3.SQLITE_INTERRUPT:
                     unfinished.append(table)
@@ -92,11 +93,6 @@ def _message(error: Exception, engine: Engine) -> str:
         return NO_TEXT
     explained = explain(error, engine)
     return printable(str(error) if isinstance(explained, DatabaseDamaged) else str(explained))
-
-
-def _read_all(driver: sqlite3.Connection, table: str) -> None:
-    for _ in driver.execute(f"SELECT * FROM {_quoted(table)}"):  # noqa: S608 - the name of a table of the file
-        pass
 
 
 def _quoted(table: str) -> str:

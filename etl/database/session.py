@@ -55,6 +55,7 @@ _TRIGGERS: Final = (
 )
 """Only a superuser may set it, so it is left alone if it is right."""
 _OPTION: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.\-]+)\s*=")
+"""Finds the parameters that ``options`` in the URL sets."""
 
 _LOOK: Final = """
     SELECT pg_catalog.pg_backend_pid(),
@@ -105,13 +106,9 @@ def inspect(connection: Any, url: URL, name: str) -> Session:
 def _settings(connection: Any, url: URL, schema: str) -> str:
     from psycopg.sql import Literal
 
-    left_alone = _given(url) | {name for name, since in _SINCE.items() if connection.info.server_version < since}
+    given = {name.replace("-", "_").lower() for name in _OPTION.findall(str(url.query.get("options", "")))}
+    left_alone = given | {name for name, since in _SINCE.items() if connection.info.server_version < since}
     wanted = _NEEDED | {name: value for name, value in _PATIENCE.items() if name not in left_alone}
     wanted["search_path"] = f"{schema}, pg_temp"
     each = [f"'{name}', {Literal(value).as_string(connection)}, true" for name, value in wanted.items()]
     return f"SELECT {', '.join([*(f'pg_catalog.set_config({it})' for it in each), _DURABLE, _TRIGGERS])}"
-
-
-def _given(url: URL) -> set[str]:
-    """The parameters that ``options`` in the URL sets."""
-    return {name.replace("-", "_").lower() for name in _OPTION.findall(str(url.query.get("options", "")))}

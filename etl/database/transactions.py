@@ -6,7 +6,6 @@ import datetime as dt
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine
@@ -62,18 +61,14 @@ def creating(engine: Engine) -> Iterator[Connection]:
     """As ``writing``, but first creates a missing SQLite file, for its owner only (0600)."""
     file = file_of(engine.url) if engine.dialect.name == "sqlite" else None
     if file is not None:
-        _create(file, engine)
+        try:
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise cannot_open(describe(engine.url), str(error.strerror), file) from error
     with writing(engine) as connection:
         yield connection
-
-
-def _create(file: Path, engine: Engine) -> None:
-    try:
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise cannot_open(describe(engine.url), str(error.strerror), file) from error
 
 
 _TIMESTAMPTZ: Final = 1184

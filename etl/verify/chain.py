@@ -298,15 +298,11 @@ def _require_workflow(chain: Chain, row: WorkflowRow) -> None:
     if row[1:6] != expected:
         for name, right, there in zip(WorkflowRow._fields[1:6], expected, row[1:6], strict=True):
             require(f"workflow.{name} of {shown(row.flow_id)}", right, there)
-    seen_until = _seen_until(chain, times.changed_at)
+    # no span is open during a hold, so what is missing was there until the end of the latest one
+    seen_until = max(times.changed_at, chain.latest.span.last_at) if chain.latest else times.changed_at
     if row.missing_since is not None and row.missing_since <= seen_until:
         late = Verbatim(f"after {seen_until}, when it was still there")
         raise Broken(f"workflow.missing_since of {shown(row.flow_id)}", late, row.missing_since)
-
-
-def _seen_until(chain: Chain, changed_at: dt.datetime) -> dt.datetime:
-    """The end of the latest span: none is open during a hold, so missing workflows were there until then."""
-    return max(changed_at, chain.latest.span.last_at) if chain.latest else changed_at
 
 
 def _require_failures(row: TargetRow) -> None:
