@@ -1,4 +1,4 @@
-"""One HTTP exchange: a session of requests over our own connections; a complete body, or one of our errors.
+"""One HTTP exchange: an adapter of requests over our own connections; a complete body, or one of our errors.
 
 Nothing here retries, follows a redirect, keeps a cookie, or reads the environment.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
-from requests import PreparedRequest, Response, Session
+from requests import PreparedRequest, Response
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
@@ -52,13 +52,6 @@ class Reply(NamedTuple):
     """Whether it is the only answer that its connection ever carried."""
 
 
-class _Session(Session):
-    """Follows no redirect."""
-
-    def get_redirect_target(self, resp: Response) -> None:
-        return None
-
-
 class Transport(BaseAdapter):
     """Exchanges requests with one origin, over at most ``concurrency`` kept-alive connections or one for each exchange.
 
@@ -75,8 +68,6 @@ class Transport(BaseAdapter):
     ) -> None:
         super().__init__()
         self._connector = Connector(settings, watchdog)
-        self._session = _Session()
-        self._session.mount(self._connector.origin, self)
         self._watchdog = watchdog
         self._clock = clock
         self._desynced = desynced
@@ -111,9 +102,7 @@ class Transport(BaseAdapter):
             request = PreparedRequest()  # by hand, so that everything is sent as it was signed
             request.method, request.url, request.body = method, self._connector.origin + path, body
             request.headers = CaseInsensitiveDict(asked)
-            limits = cast(Any, (deadline, seconds))  # a session hands it to its adapter as it is
-            answer = self._session.send(request, stream=True, allow_redirects=False, proxies={}, timeout=limits)
-            reply = cast(Reply, answer.raw)
+            reply = cast(Reply, self.send(request, timeout=(deadline, seconds)).raw)
             if deadline.cut:
                 deadline.check()
             return reply
