@@ -106,9 +106,9 @@ def is_given(dialect: str) -> ColumnElement[bool]:
     return tuple_(*TARGET_KEY).in_(GIVEN.select(dialect))
 
 
-def gap_of(connection: Connection, schedule: str) -> int | None:
-    """The coverage gap of a schedule's members in seconds; None where it has no member."""
-    gap: int | None = connection.execute(_GAP, {"schedule": schedule}).scalar()
+def gap_of(connection: Connection, schedule: str, *conditions: ColumnElement[bool]) -> int | None:
+    """The coverage gap of a schedule's members in seconds; None where it has no member, or a condition is not met."""
+    gap: int | None = connection.execute(_GAP.where(*conditions), {"schedule": schedule}).scalar()
     return gap
 
 

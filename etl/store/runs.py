@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    exists,
     func,
     literal,
     literal_column,
@@ -124,16 +125,19 @@ def _is_recorded(connection: Connection, run_id: int, run: NewRun) -> bool:
     if len(run.lists) > 1 or run.org_id is not None or run.user_id is not None:
         return False
     (name,) = run.lists
-    of_schedule = (sync_run.c.schedule == run.schedule, sync_run.c.id < run_id)
-    before = select(sync_run).where(*of_schedule).order_by(sync_run.c.id.desc()).limit(_RUNS_BEFORE).subquery().c
-    repeated = select(before.id).where(
+    before = (
+        select(sync_run.c.scope, sync_run.c.targets_digest)
+        .where(sync_run.c.schedule == run.schedule, sync_run.c.id < run_id)
+        .order_by(sync_run.c.id.desc())
+        .limit(_RUNS_BEFORE)
+        .subquery()
+    ).c
+    repeats_one = exists().where(
         sync_run.c.id == run_id,
         before.scope == sync_run.c.scope,  # it ends with the latest membership id: none was recorded since
         before.targets_digest == sync_run.c.targets_digest,
     )
-    if connection.execute(repeated.limit(1)).first() is None:
-        return False
-    return membership.gap_of(connection, name) == membership.seconds_of(run.gaps, name)
+    return membership.gap_of(connection, name, repeats_one) == membership.seconds_of(run.gaps, name)
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> ColumnElement[str]:

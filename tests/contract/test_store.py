@@ -547,6 +547,17 @@ def losing_on_postgresql(url: str, server: Server, lost: str) -> Iterator[Losing
         engine.dispose()
 
 
+def test_a_run_that_repeats_the_last_list_of_its_schedule_does_not_compare_it(diary):
+    """However many runs of others lie in between."""
+    plants = [slot(after(minutes=minutes), lists={"plants": [ALICE, BOB]}) for minutes in (0, 15, 30)]
+    others = NewRun(origin="maintenance", host="here", pid=1, targets=0)
+    for each in (*plants[:2], *[others] * 120):  # the first run records who is a member, which the second sees
+        assert diary.store.begin_run(each, START)
+    with statements(diary.engine) as seen:
+        assert diary.store.begin_run(plants[2], START)
+    assert [statement for statement, _ in seen if "UPDATE sync_run" in statement] == []
+
+
 @pytest.fixture
 def postgres_or_none(dialect: str, request: pytest.FixtureRequest):
     return None if dialect == "sqlite" else request.getfixturevalue("postgres")
