@@ -75,14 +75,6 @@ def cells_of(file: Path) -> list[list[str]]:
         return list(csv.reader(opened))[1:]
 
 
-def test_csv_tells_an_empty_text_from_nothing(tmp_path: Path) -> None:
-    """An empty text is quoted, a null is not: a reader who looks (COPY of PostgreSQL does) can tell."""
-    export([event(1, ""), event(2, None)], COLUMNS, "csv", tmp_path / "f.csv")
-    first, second = (tmp_path / "f.csv").read_bytes().split(b"\r\n")[1:3]
-    assert b',renamed,,"",D,' in first
-    assert b",renamed,,,D," in second
-
-
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     """Unless texts are to be kept, which the manifest says, and how pandas reads the kinds of the columns."""
     columns = (Column("text", "string"), Column("number", "integer"), Column("at", "time"), Column("yes", "boolean"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import fcntl
-import itertools
 import json
 import os
 import re
@@ -439,40 +438,6 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
 
 
 # ------------------------------------------------------------------------------------------------------ backup
-
-
-def test_a_backup_taken_while_runs_write_is_sound_and_goes_on(
-    inside: Program, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inside.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
-    service = inside.start("serve")
-    service.wait_for("run_ended")
-    over = threading.Event()
-
-    def change() -> None:
-        for cycle in itertools.cycle("HDWM"):
-            gateway.world.set_cycle(ORG, "1", cycle)
-            if over.wait(0.2):
-                return
-
-    changing = threading.Thread(target=change)
-    changing.start()
-    try:
-        service.wait_for("run_ended", lambda entry: entry.get("cycle_changed") == 1, times=2)
-        (inside.folder / "head.jsonl").write_text(command("verify", "--head").stdout)
-        made = inside("backup", "saved.db")
-        assert made.returncode == 0, made.stderr
-    finally:
-        over.set()
-        changing.join()
-    assert service.stop() == 0
-    saved = inside.folder / "saved.db"
-    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
-    assert not list(inside.folder.glob(".saved*"))
-    monkeypatch.setenv("FLOWTRAIL_DATABASE__URL", "sqlite:///saved.db")
-    for arguments in (["verify", "--against", "head.jsonl"], ["sync"], ["verify"]):
-        done = command(*arguments)
-        assert done.exit_code == 0, (arguments, done.output, done.exception)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine
 
-from etl.errors import RunClosed
 from etl.notify.digest import LINES, Digest, DigestPart, message, together
 from tests.support.builders import flow, numbered
 from tests.support.run_history import ANN, BOB, EVE, RunHistory
@@ -121,16 +120,6 @@ def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(history: RunHis
     history.finish(other)
     assert list(history.lines(ours)) == ["recovered"]
     assert history.lines(other) == {}
-
-
-def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_reported_once(history: RunHistory) -> None:
-    history.run({ANN: [flow(1, cycle="D")]})
-    run_id = history.begin()
-    history.finish(run_id, "aborted")
-    assert history.store.mark_notified(run_id, history.unnotified()[-1].finished_at)
-    with pytest.raises(RunClosed):
-        history.apply(run_id, {ANN: [flow(1, cycle="H")]})
-    assert run_id not in [run.id for run in history.unnotified()]
 
 
 def test_a_name_with_markup_stays_text(history: RunHistory) -> None:

@@ -23,8 +23,7 @@ import etl.verify
 from etl.database import misspelled_times, writing
 from etl.database.integrity import WRITTEN_AS
 from etl.domain import chain
-from etl.domain.chain import change_set_hash
-from etl.domain.model import Change, ChangeSet, Flow, Span, Target
+from etl.domain.model import Flow, Target
 from etl.schema import UtcTime, metadata
 from etl.verify import Progress, against, heads, verify
 from etl.verify.chain import ReplayedState
@@ -236,72 +235,7 @@ def test_the_present_state_must_agree_with_the_chain(
     assert next(verify(engine)).what == what
 
 
-# --------------------------------------------------------------------------------------------- forged and cut
-
-
-def _forge(intruder: Intruder, version: int) -> None:
-    """Name an approver of a change set of the first target, and give it a hash that fits."""
-    row = next(row for row in intruder.rows("change_set") if (row["target_id"], row["version"]) == (1, version))
-    spans = [each for each in intruder.rows("observation") if (each["target_id"], each["version"]) == (1, version - 1)]
-    changes = [each for each in intruder.rows("workflow_change") if each["change_set_id"] == row["id"]]
-    forged = ChangeSet(
-        target=PLANT,
-        version=version,
-        kind=row["kind"],
-        observed_at=_moment(row["observed_at"]),
-        last_unchanged_at=_moment(row["last_unchanged_at"]),
-        spans=tuple(map(_span, spans)),
-        approved_by="eve",
-        approved_scope="a" * 64,
-        data_hash=row["data_hash"],
-        state_digest=row["state_digest"],
-        changes=[_change(*each.values()) for each in changes],
-    )
-    assert (
-        change_set_hash(row["parent_hash"], msgspec.structs.replace(forged, approved_by=None, approved_scope=None))
-        == row["hash"]
-    )
-    intruder.set(
-        "change_set", row, approved_by="eve", approved_scope="a" * 64, hash=change_set_hash(row["parent_hash"], forged)
-    )
-
-
-def _change(_: int, flow_id: str, kind: Any, *values: Any) -> Change:
-    *texts, old, new = values
-    flag = {None: None, 0: False, 1: True}
-    return Change(flow_id, kind, *texts, flag[old], flag[new])
-
-
-def _span(row: Row) -> Span:
-    times = (_moment(row[name]) for name in ("first_at", "last_asked_at", "last_at"))
-    return Span(*times, row["observations"], row["longest_gap_seconds"], bool(row["interrupted"]))
-
-
-def _moment(value: Any) -> dt.datetime:
-    moment = dt.datetime.fromisoformat(str(value))
-    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-
-
-def test_a_forged_link_with_a_hash_that_fits_is_found_by_the_next_link(
-    engine: Engine, diary: Diary, intruder: Intruder
-) -> None:
-    story = Story(diary)
-    for number in range(3):
-        story.answer(PLANT, flow(1), flow(number + 2))
-    _forge(intruder, 2)
-    (finding,) = verify(engine)
-    assert (finding.target, finding.version, finding.what) == (PLANT, 3, "change_set.parent_hash")
-
-
-def test_a_forged_last_link_is_found_with_kept_heads_only(engine: Engine, diary: Diary, intruder: Intruder) -> None:
-    """A database alone cannot show that its end was rewritten."""
-    story = Story(diary)
-    story.answer(PLANT, flow(1))
-    story.answer(PLANT)
-    lines = kept(engine)
-    _forge(intruder, 2)
-    assert found(engine) == []
-    assert [(finding.version, finding.what) for finding in against(engine, lines)] == [(2, "change_set.hash")]
+# ---------------------------------------------------------------------------------------------------------- cut
 
 
 def test_a_tail_that_was_cut_is_found_with_kept_heads_and_cannot_be_without(

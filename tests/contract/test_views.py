@@ -114,16 +114,6 @@ def story(engine: Engine, diary: Diary) -> Engine:
     return engine
 
 
-def test_list_workflow_leaves_retired_targets_out_and_keeps_what_is_held(story: Engine) -> None:
-    columns = ("user_id", "flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
-    assert rows(story, "list_workflow", *columns, "missing_since") == [
-        ("alice", "1", "join", "minute", True, hour(2), hour(5), None),
-        ("alice", "3", "sort", "X", None, hour(5), hour(5), None),
-        ("carol", "1", "other", "month", True, hour(14), hour(13), None),
-        ("carol", "9", "old", "week", True, hour(13), hour(13), hour(14)),
-    ]
-
-
 def test_list_change_has_a_row_for_each_kind_of_change_at_once(story: Engine) -> None:
     columns = ("change_set_id", "run_id", "kind", "old_name", "new_cycle", "last_unchanged_at", "observed_at")
     asked = hour(1) - dt.timedelta(seconds=2)
@@ -252,13 +242,6 @@ def test_target_health_counts_what_is_held(story: Engine) -> None:
         ("alice", 4, 2, hour(5), 3, "62103", None, 0, None),
         ("bob", 4, 1, hour(12.5), 0, None, None, 0, hour(20)),
         ("carol", 2, 2, hour(13), 0, None, hour(14), 1, None),
-    ]
-
-
-def test_coverage_gap_says_whether_something_changed_inside(story: Engine) -> None:
-    assert rows(story, "coverage_gap") == [
-        ("o1", "alice", "", hour(2), hour(4), True),
-        ("o2", "carol", "", hour(13), None, True),
     ]
 
 
