@@ -312,31 +312,6 @@ def test_additions_beside_removals_that_are_held_with_others_are_recorded(settle
     ]
 
 
-def test_a_hold_by_the_organisation_ends_when_everything_is_back(settled):
-    targets = users(20)
-    runs = settled(targets)
-    runs.upstream.lists = dict.fromkeys(targets, ())
-    assert verdicts(runs.run(targets)) == {"held": 20}
-    runs.upstream.lists = dict.fromkeys(targets, NINE)
-    assert verdicts(runs.run(targets)) == {"unchanged": 20}
-    assert runs.rows("SELECT count(*) FROM target WHERE held_since IS NOT NULL") == [(0,)]
-
-
-def test_a_plan_shows_the_verdicts_of_the_run_and_writes_nothing(settled):
-    targets = users(40)
-    runs = settled(targets)
-    runs.upstream.lists |= dict.fromkeys(targets[:20], numbered(1, 3)) | {targets[30]: numbered(1, 10)}
-    tables = ("change_set", "workflow_change", "sync_run", "sync_issue", "org_turnover", "organisation")
-    before = [runs.rows(f"SELECT count(*) FROM {table}") for table in tables]
-    tally, outcomes = runs.plan(targets)
-    assert dict(tally.verdicts) == {"held": 20, "changed": 1, "unchanged": 19}
-    assert [runs.rows(f"SELECT count(*) FROM {table}") for table in tables] == before
-    issues = {outcome.issue.message for outcome in outcomes if outcome.issue}
-    report = runs.run(targets)
-    assert dict(tally.verdicts) == verdicts(report)
-    assert issues == {problem.issue.message for problem in report.tally.issues}
-
-
 def test_a_stop_before_the_second_answers_leaves_the_removals_to_the_next_run(settled):
     targets = users(4)
     runs = settled(targets)

@@ -78,15 +78,6 @@ def test_neighbouring_names_are_different_targets(diary):
     diary.check(every_answer=True)
 
 
-def test_a_history_with_every_kind_of_change_passes_the_independent_checker(diary):
-    first = [flow(1, "a", "D", True), flow(2, "b", "H", None), flow("é", None, None, False)]
-    second = [flow(1, "a2", "W", False), flow(2, "b", "H", None), flow("流", '\U0001d7d9 "\\\x01', "mi", True)]
-    for hours, listed in enumerate([first, first, second, second, [], [], first, second]):
-        diary.answer(listed, after(hours=hours))
-    assert diary.fence().version == 5
-    diary.check(every_answer=True)
-
-
 def test_500_quiet_targets_cost_three_statements(diary):
     targets = [Target("o1", f"u{number}") for number in range(500)]
     listed = numbered(1, 2)
@@ -609,12 +600,6 @@ def test_more_than_the_share_at_once_is_refused(diary, kept, retired):
     assert done.retired == tuple(targets[10 - retired :] if retired else ())
     assert done.refused == tuple(targets[kept:] if not retired else ())
     assert count(diary.engine, "target", "retired_at IS NOT NULL") == retired
-
-
-def test_a_retired_target_needs_no_approval(diary):
-    hold_ten(diary)
-    diary.store.retire_others([], after(hours=2), None)
-    assert list(held_sets(diary.engine)) == []
 
 
 # Rosters
