@@ -148,11 +148,8 @@ def test_signatures_time_stamps_and_the_checker_are_in_it(engine: Engine, said: 
     signing.generate_key(tmp_path / "seal.pem")
     house = House(engine, signing.load_signing_key(tmp_path / "seal.pem").sign)
     house.serve({"plants": [ANN]})
-    last = house.store.last_seal()
-    assert last is not None
     with served(Authority(tmp_path / "tsa").answer) as url:
-        stamp = signing.timestamps_by(url)(last.message)
-    house.store.keep_timestamp(1, stamp.at, stamp.token)
+        house.stamp_last_seal(signing.timestamps_by(url))
     bundle, _ = written(house)
     code, printed = said(bundle, "--public-key", tmp_path / "seal.pem.pub")
     assert (code, "Proven: time stamps: 1, each of its seal." in printed) == (0, True)

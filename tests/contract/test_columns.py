@@ -102,12 +102,9 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     house.store.close_run(run_id, now())
     house.store.add_details(run_id, [DETAIL], keep_body=True)
     house.store.seal_run(run_id, "succeeded", {}, now())
-    last = house.store.last_seal()
-    assert last is not None
     authority = Authority(folder / "tsa")
     with served(authority.answer) as url:
-        stamp = signing.timestamps_by(url)(last.message)
-    house.store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
+        house.stamp_last_seal(signing.timestamps_by(url))
     yield Lived(engine, key.public, signing.load_authorities(authority.root))
     engine.dispose()
 

@@ -15,7 +15,6 @@ import sqlite3
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from sqlalchemy import Engine, event, select, text
 
 from etl.cli import app
 from etl.config import load
-from etl.database import backup, check, connect, integrity, reading, upgrade, writing
+from etl.database import backup, check, connect, integrity, reading, writing
 from etl.domain.model import Flow, Origin, RunStatus, Target
 from etl.errors import ConfigError, FlowtrailError, SchemaMismatch, UsageError
 from etl.schema import change_set, pruned_issues, run_seal, sync_issue, sync_run, trail
@@ -567,25 +566,6 @@ def test_the_printed_commands_have_the_encryption_of_the_url_and_none_of_its_sec
 
 
 # ----------------------------------------------------------------------------------------------------- db copy
-
-
-@pytest.fixture
-def other(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> Iterator[Engine]:
-    """An empty database of the other kind."""
-    if dialect == "postgresql":
-        engine = connect(f"sqlite:///{tmp_path / 'other.db'}")
-        upgrade(engine)
-        yield engine
-        engine.dispose()
-        return
-    server = request.getfixturevalue("postgres")
-    template = request.getfixturevalue("migrated_postgres")
-    with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE other TEMPLATE {template} STRATEGY wal_log")
-        engine = connect(server.url("other"))
-        yield engine
-        engine.dispose()
-        connection.execute("DROP DATABASE other WITH (FORCE)")
 
 
 def everything(engine: Engine) -> dict[str, list[tuple[object, ...]]]:

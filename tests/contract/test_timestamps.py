@@ -36,11 +36,8 @@ def house(engine: Engine) -> House:
 
 
 def stamped(house: House, authority: Authority) -> None:
-    last = house.store.last_seal()
-    assert last is not None
     with served(authority.answer) as url:
-        stamp = signing.timestamps_by(url)(last.message)
-    assert house.store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
+        house.stamp_last_seal(signing.timestamps_by(url))
 
 
 def found(house: House, authority: Authority | None = None) -> list[str]:

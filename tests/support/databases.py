@@ -136,6 +136,19 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.fixture
+def other(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine on a database of the other kind, with the schema and no rows."""
+    if dialect == "sqlite":
+        urls = _database(request.getfixturevalue("postgres"), template=request.getfixturevalue("migrated_postgres"))
+    else:
+        urls = iter([f"sqlite:///{shutil.copy(request.getfixturevalue('migrated_sqlite'), tmp_path / 'other.db')}"])
+    for url in urls:
+        engine = connect(url)
+        yield engine
+        engine.dispose()
+
+
 class Fill:
     """Fills the database of a test with rows that many tests want. They are written once, then copied."""
 

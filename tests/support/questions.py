@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from etl import sync
 from etl.domain.guard import Limits
 from etl.domain.holds import Approval
-from etl.domain.model import Flow, Outcome, Snapshot, Target
+from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
@@ -102,21 +102,12 @@ class Runs:
         assert report is not None
         return report
 
-    def plan(self, targets: Sequence[Target]) -> tuple[sync.Tally, list[Outcome]]:
-        self.upstream.asked.clear()
-        outcomes: list[Outcome] = []
-        with self.run_context() as (context, batches):
-            return sync.plan(context, targets, batches, outcomes.extend), outcomes
-
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(select))]
 
     def removed(self) -> int:
         return int(self.rows("SELECT coalesce(sum(removed), 0) FROM change_set")[0][0])
-
-    def listed(self) -> int:
-        return int(self.rows("SELECT count(*) FROM workflow")[0][0])
 
     def age_counts(self, hours: float) -> None:
         """Let time pass for the guard's window, which uses the database's clock."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, text
@@ -12,6 +12,7 @@ from etl import sync
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.errors import Refused
+from etl.signing.timestamps import TimeStamp
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
 from etl.verify import verify
@@ -45,6 +46,12 @@ class House(Runs):
 
     def approve(self, target: Target) -> sync.RunReport:
         return self.run([target], by="ada")
+
+    def stamp_last_seal(self, authority: Callable[[bytes], TimeStamp]) -> None:
+        last = self.store.last_seal()
+        assert last is not None
+        stamp = authority(last.message)
+        assert self.store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
 
 
 def live(house: House) -> None:
