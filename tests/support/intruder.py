@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any, Self
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Column, Engine, create_engine, text
 
 from etl.schema import metadata
 
@@ -64,6 +64,24 @@ class Intruder:
             self.run(f"DELETE FROM {table}")
             for row in saved[table]:
                 self.insert(table, row)
+
+    def different(self, column: Column[Any], value: Any) -> Any:
+        """A slightly different value that the column may hold."""
+        kind = type(column.type).__name__
+        if column.name == "kind":
+            return {"delta": "baseline", "removed": "added"}.get(value, "removed")
+        if kind == "Boolean":
+            return not value
+        if kind == "UtcTime":
+            moment = dt.datetime(2026, 3, 1, tzinfo=dt.UTC) if value is None else dt.datetime.fromisoformat(str(value))
+            return self.time(moment + dt.timedelta(microseconds=1))
+        if "Integer" in kind:
+            return (value or 0) + (1000 if column.name in {"id", "version"} or column.name.endswith("_id") else 1)
+        if isinstance(value, bytes):
+            return value[:-1] + bytes([value[-1] ^ 1])
+        if value is not None and len(value) == 64:
+            return value[:-1] + ("0" if value[-1] != "0" else "1")
+        return (value or "") + "x"
 
     def time(self, moment: dt.datetime) -> Any:
         return moment.replace(tzinfo=None).isoformat(" ", "microseconds") if self.on_sqlite else moment

@@ -98,16 +98,3 @@ def change(engine: Engine, statement: str, **values: Any) -> None:
 
 def findings(engine: Engine) -> list[str]:
     return [str(finding) for finding in verify(engine)]
-
-
-def other(value: Any) -> Any:
-    """A slightly different value."""
-    if value is None:
-        return 1
-    if isinstance(value, int):
-        return value + 1000
-    if len(value) == 26 and value[4] == "-":
-        return value[:-1] + ("1" if value[-1] == "0" else "0")
-    if value.startswith("["):
-        return '["99"]'
-    return value[:-1] + ("0" if value[-1] != "0" else "1")
