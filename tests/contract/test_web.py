@@ -135,34 +135,24 @@ def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine
             assert found.by_cycle == {cycle: cycles[cycle] for cycle in CYCLES}, day
 
 
-def test_the_sums_of_one_organisation_and_of_past_days_are_a_part_of_those_of_all(engine: Engine, fill: Fill) -> None:
-    fill("month", write_month)
-    today, orgs = NOW.date(), ["o1", "o2", "o3", HOSTILE_ORG.org_id]
-    every, past = Scope(today - 30 * DAY, today), Scope(today - 12 * DAY, today - 5 * DAY)
-    with reading(engine) as connection:
-
-        def snapshots(scope: Scope) -> list[tuple[object, ...]]:
-            return [tuple(each) for each in summaries.day_snapshots(connection, scope)]
-
-        assert snapshots(past) == [each for each in snapshots(every) if past.since <= each[0] <= past.until]
-        for number in (2, 3):
-            parts = zip(*(snapshots(past._replace(org=org)) for org in orgs), strict=True)
-            assert [sum(each[number] for each in day) for day in parts] == [day[number] for day in snapshots(past)]
-        gaps = [g for g in GAPS.page(connection, 9999) if g.gap_from < past.ends_at]
-        gaps = [g for g in gaps if g.gap_to is None or g.gap_to > past.begins_at]
-        assert GAPS.page(connection, 9999, since=past.begins_at, until=past.ends_at) == gaps != []
-
-
 def test_an_evening_has_the_targets_observed_by_then_and_those_in_a_gap_that_hides_something(
     engine: Engine, now: dt.datetime
 ) -> None:
     until = now.date()
+    past = Scope(until - 12 * DAY, until - 5 * DAY)
     with reading(engine) as connection:
         found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until))
         gaps = GAPS.page(connection, 10_000)
         open_gaps = sum(gap.gap_to is None for gap in gaps)
         assert GAPS.count(connection) == len(gaps)
         assert summaries.open_gap_count(connection) == open_gaps
+        days = summaries.day_snapshots(connection, past)
+        assert days == [each for each in found if past.since <= each.day <= past.until]
+        of_orgs = zip(*(summaries.day_snapshots(connection, past._replace(org=f"o{n}")) for n in range(3)), strict=True)
+        for day, parts in zip(days, of_orgs, strict=True):
+            assert (day.unobserved, day.targets) == tuple(sum(each[number] for each in parts) for number in (2, 3))
+        inside = [g for g in gaps if g.gap_from < past.ends_at and (g.gap_to is None or g.gap_to > past.begins_at)]
+        assert GAPS.page(connection, 10_000, since=past.begins_at, until=past.ends_at) == inside != []
     for evening in found[:-1]:
         at = dt.datetime.combine(evening.day + DAY, dt.time(), dt.UTC)
         hidden = [g for g in gaps if g.gap_from < at and (g.gap_to is None or (g.gap_to >= at and g.changed_inside))]
@@ -198,14 +188,6 @@ def test_one_refused_target_of_six_is_a_sixth_of_a_day(server: HttpServer) -> No
     assert "shapes" not in drawn["layout"], "looking began before"
     (share,) = (trace for trace in drawn["data"] if trace["name"] == "targets not observed")
     assert share["y"][-1] == round(2 / 6, 4)
-
-
-def test_problems_are_shown_by_cause_and_expanded_on_demand(server: HttpServer) -> None:
-    causes = get(server, "/").text.partition('<table id="causes">')[2].partition("</table>")[0]
-    links = re.findall(r'href="([^"]+)"', causes)
-    assert links == ["/targets?show=problems&amp;cause=62109", "/targets?show=problems&amp;cause=held"]
-    users = [get(server, html.unescape(link) + "&format=json").json() for link in links]
-    assert [[row["user_id"] for row in found] for found in users] == [["dave"], ["alice"]]
 
 
 def test_a_change_is_visible_on_the_next_request(engine: Engine, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +242,13 @@ def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine
         "1 target: 40 workflows held",
     ]  # not their coverage gaps, too: an outage is one line
     assert 'href="/targets?show=problems&amp;cause=62109">Show which' in first
+    causes = first.partition('<table id="causes">')[2].partition("</table>")[0]
+    links = map(html.unescape, re.findall(r'href="([^"]+)"', causes))
+    users = {link: [row["user_id"] for row in get(server, f"{link}&format=json").json()] for link in links}
+    assert users == {
+        "/targets?show=problems&cause=62109": ["dave"],
+        "/targets?show=problems&cause=held": ["alice"],
+    }
     (held,) = held_sets(engine)
     command = f"flowtrail guard approve --expect={code(held.scope)} o1 alice"
     assert command in "".join(Reader(get(server, "/held").text).texts)
