@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import email
-import email.policy
 import json
 import signal
-import socket
 import sys
-from collections.abc import Iterator
-from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from aiosmtpd.controller import Controller
 from click.testing import CliRunner, Result
 
 from etl import config
@@ -27,7 +20,7 @@ from etl.config import NotifySettings, Schedule, Secret, Settings
 from etl.config.slots import Every
 from etl.domain.model import RunStatus
 from etl.errors import ConfigError, UsageError
-from etl.notify import Message, Pinger, Receiver, receivers
+from etl.notify import Pinger
 from etl.store import Store
 from etl.sync import RunReport, Tally
 from tests.support.enos import Fault, LocalGateway
@@ -214,50 +207,6 @@ def test_serve_syncs_without_the_extra_and_reports_what_is_missing(flowtrail: Pr
     assert said["why"] == "Notifications need apprise: pip install 'flowtrail[notify]'"
     service.wait_for("run_ended")
     assert service.stop() == 0
-
-
-# -------------------------------------------------------------------------------------------------------- mail
-
-
-class Mailbox:
-    """What a real SMTP server delivers to."""
-
-    def __init__(self) -> None:
-        self.got: list[EmailMessage] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        message = email.message_from_bytes(envelope.content, policy=email.policy.default)
-        assert isinstance(message, EmailMessage)
-        self.got.append(message)
-        return "250 taken"
-
-
-@pytest.fixture
-def mailbox() -> Iterator[tuple[Mailbox, int]]:
-    handler = Mailbox()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    controller = Controller(handler, hostname="127.0.0.1", port=port)
-    controller.start()
-    yield handler, port
-    controller.stop()
-
-
-def test_a_mail_arrives_as_plain_text_whatever_the_names_in_it(mailbox: tuple[Mailbox, int]) -> None:
-    handler, port = mailbox
-    url = f"mailto://127.0.0.1:{port}?from=flowtrail@example.com&to=ops@example.com&mode=insecure"
-    (mail,) = receivers(1, NotifySettings(urls=(Secret(url),)))
-    assert isinstance(mail, Receiver)
-    said = "  o1 1 <script>alert(1)</script> **bold** & 流程: day to hour (ann)\n  o1 2"
-    assert mail.send(Message("Flowtrail plants: 2 cycles changed", said)) is None
-    arrived = handler.got[0]
-    assert arrived["subject"] == "Flowtrail plants: 2 cycles changed"
-    assert arrived["to"] == "ops@example.com"
-    plain, html = arrived.get_body(("plain",)), arrived.get_body(("html",))
-    assert plain is None or "<script>alert(1)</script> **bold** & 流程" in plain.get_content()
-    assert html is None or "<script>" not in html.get_content()
-    assert plain or html
 
 
 # -------------------------------------------------------------------------------------------------------- pings

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from etl.demo.world import World
 from etl.domain.answers import data_of
@@ -34,11 +34,6 @@ def house(engine: Engine, database_url: str) -> Iterator[House]:
         yield house
 
 
-def rows(house: House, query: str) -> list[tuple[object, ...]]:
-    with house.engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(query))]
-
-
 def checked(house: House) -> tuple[list[str], Answers]:
     went = Answers()
     return [str(finding) for finding in verify(house.engine, answers=went)], went
@@ -46,7 +41,7 @@ def checked(house: House) -> tuple[list[str], Answers]:
 
 def test_an_answer_is_kept_once_however_many_users_get_it(house: House) -> None:
     house.sync(ANN, BEN, unchanged=2)
-    assert len(rows(house, "SELECT * FROM answer")) == 1
+    assert len(house.rows("SELECT * FROM answer")) == 1
     found, went = checked(house)
     assert (found, went.kept, went.versions, went.proven) == ([], 1, 2, 2)
 
@@ -69,8 +64,8 @@ def test_answers_of_holds_are_kept_from_the_first_to_the_approval(house: House) 
     house.see(ANN, [*numbered(1, 8), Flow("new", "new", "D", True)])
     house.sync(ANN, held=1)
     house.sync(ANN, by="ada", changed=1)
-    hashes = {data_hash for (data_hash,) in rows(house, "SELECT data_hash FROM hold_event")}
-    assert hashes <= {data_hash for (data_hash,) in rows(house, "SELECT data_hash FROM answer")}
+    hashes = {data_hash for (data_hash,) in house.rows("SELECT data_hash FROM hold_event")}
+    assert hashes <= {data_hash for (data_hash,) in house.rows("SELECT data_hash FROM answer")}
     found, went = checked(house)
     assert (found, went.versions - went.proven) == ([], 0)
 
@@ -79,7 +74,7 @@ def test_without_the_setting_nothing_is_kept(house: House) -> None:
     house.keeps_answers = False
     house.see(ANN, numbered(1, 41))
     house.sync(ANN, changed=1)
-    assert len(rows(house, "SELECT * FROM answer")) == 1
+    assert len(house.rows("SELECT * FROM answer")) == 1
     found, went = checked(house)
     assert (found, went.versions, went.proven) == ([], 3, 2)
 

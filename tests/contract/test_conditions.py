@@ -57,21 +57,6 @@ def codes(engine: Engine) -> list[tuple[str, int]]:
     return [(each.code, each.subjects) for each in health.read(engine, [], NOW).conditions()]
 
 
-def test_failing_targets_are_grouped_by_cause_and_refused_ones_are_their_own(engine: Engine) -> None:
-    fail(engine, [f"u{n:03}" for n in range(300)], "malformed", HTML + " for '{user}' after {user} s")
-    fail(engine, ["v1", "v2"], "malformed", "data[0] has no flowId")
-    fail(engine, ["w"], "62101", "no user of this organisation")
-    fail(engine, ["x"], "gateway_down", "the gateway is down")
-    found = health.read(engine, [], NOW).conditions()
-    assert [(each.code, each.subjects) for each in found if each.code != "targets_unscheduled"] == [
-        ("targets_failing", 300),
-        ("targets_failing", 2),
-        ("gateway_down", 1),
-        ("targets_refused", 1),
-    ]
-    assert found[0].first[0] == f"{ORG}/u000"
-
-
 REFUSES = "the connection is refused"
 
 

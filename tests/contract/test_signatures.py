@@ -10,10 +10,9 @@ from sqlalchemy import Engine
 from etl import signing
 from etl.errors import SigningError
 from etl.signing.keys import PublicKey, SigningKey
-from etl.store import NewRun, Store
+from etl.store import Store
 from etl.verify import Sealing, verify
 from tests.support.intruder import tamper
-from tests.support.questions import now
 from tests.support.trails import ANN, House, findings, live
 
 
@@ -95,11 +94,3 @@ def test_a_process_without_the_key_does_not_begin_what_it_could_not_sign(house: 
     with pytest.raises(SigningError, match=r"^The seals of this database are signed \(key \w{16}\).* key_file"):
         Store(house.engine).require_signing()
     house.store.require_signing()
-
-
-def test_a_dead_run_is_signed_by_the_process_that_finds_it(house: House, key: SigningKey) -> None:
-    run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
-    assert run_id is not None
-    house.store.close_run(run_id, now())
-    house.store.seal_run(run_id, "aborted", {}, now())
-    assert found(house.engine, key.public) == []

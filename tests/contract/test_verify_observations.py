@@ -8,7 +8,6 @@ import sys
 import pytest
 from sqlalchemy import Engine
 
-from etl.errors import Refused
 from etl.store import NewRun
 from etl.verify.observations import Between, Count, RunGroup, RunTime, listed_by, observations
 from tests.support.builders import flow, numbered
@@ -87,16 +86,6 @@ def test_an_altered_span_is_found(house: House, what: str) -> None:
     tamper(house.engine, statement)
     lines = found(house)
     assert [sentence in line for line in lines] == [True]
-
-
-def test_a_failure_between_two_spans_belongs_to_neither(house: House) -> None:
-    house.serve({"plants": [ANN]})
-    house.upstream.says = lambda target, n: Refused("no", code="62101")
-    house.serve({"plants": [ANN]})
-    house.upstream.says = lambda target, n: numbered(1, 6)
-    house.serve({"plants": [ANN]})
-    assert house.rows("SELECT count(*) FROM observation") == [(2,)]
-    assert found(house) == []
 
 
 def test_a_user_counts_from_the_membership_that_his_run_saw(house: House) -> None:

