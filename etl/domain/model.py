@@ -134,6 +134,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """The bytes that ``data_hash`` is of, where ``flows`` is there; empty once they are kept, or need not be."""
     kept: KeptAnswer | None = None
     """The same as they are to be archived, where they are."""
+    keys: int | None = None
+    """How many keys its workflows have; None if one lacks some."""
     absent: frozenset[str] = frozenset()
     """The attributes whose key none of its workflows has."""
 

@@ -129,7 +129,8 @@ def _change_set(
 ) -> ChangeSet | None:
     if not changes and fence.version > 0:
         return None
-    signed = approval if any(c.kind == "removed" or c.as_doubted() in state.doubted for c in changes) else None
+    signs = approval and any(c.kind == "removed" or c.as_doubted() in state.doubted for c in changes)
+    signed = approval if signs else None
     return ChangeSet(
         target=fence.target,
         version=fence.version + 1,

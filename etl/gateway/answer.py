@@ -130,13 +130,20 @@ class FlowList(NamedTuple):
     """The attributes of ``Flow`` whose key none of its objects has; a null is a value."""
 
 
-def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None, api: Api) -> Snapshot:
-    """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
-    code, or Malformed."""
+def read_snapshot(
+    target: Target, answer: RawAnswer, known_data_hash: str | None, before: Snapshot | None, api: Api
+) -> Snapshot:
+    """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``, and those of the
+    answer ``before`` if they hash to the same. Raises by the error code, or Malformed."""
     reply = answer.reply
     envelope = read_envelope(_CALL, reply.body, answer.quote, api)
     try:
-        listed = None if envelope.data_hash == known_data_hash else read_flows(envelope.data, api)
+        if envelope.data_hash == known_data_hash:
+            listed = None
+        elif before is not None and before.flows is not None and envelope.data_hash == before.data_hash:
+            listed = FlowList(before.flows, before.keys, before.absent)
+        else:
+            listed = read_flows(envelope.data, api)
     except GatewayError as error:
         error.request_id = envelope.request_id
         raise
@@ -150,6 +157,7 @@ def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None
         body=b"" if listed is None or has_each_key_once(reply.body, envelope, listed) else reply.body,
         sole_answer=reply.is_sole,
         data=b"" if listed is None else envelope.data,
+        keys=None if listed is None else listed.keys,
         absent=frozenset() if listed is None else listed.absent,
     )
 

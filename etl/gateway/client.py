@@ -129,16 +129,24 @@ class Gateway:
         self._watchdog.close()
         self._transport.close()
 
-    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
+    def fetch(
+        self,
+        target: Target,
+        known_data_hash: str | None = None,
+        *,
+        own_connection: bool = False,
+        before: Snapshot | None = None,
+    ) -> Snapshot:
         """The target's whole list as it is now, within ``deadline``, retries and token included.
 
         With ``own_connection`` it is asked for over a connection that carries nothing else, and the snapshot is a
-        ``sole_answer``. Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None. Raises GatewayError
-        (its ``attempts`` says how often the target was tried), or Interrupted.
+        ``sole_answer``. Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None; where they are
+        those of an answer ``before``, they are not decoded again. Raises GatewayError (its ``attempts`` says how often
+        the target was tried), or Interrupted.
         """
 
         def read(answered: RawAnswer) -> Snapshot:
-            return read_snapshot(target, answered, known_data_hash, self._api)
+            return read_snapshot(target, answered, known_data_hash, before, self._api)
 
         request = calls.my_flows(self._api, target)
         with self._watchdog.watch(self._deadline_seconds) as deadline:

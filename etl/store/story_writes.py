@@ -61,25 +61,38 @@ def _differ(column: str) -> str:
     return f"(min({column}) <> max({column}) OR count({column}) NOT IN (0, count(*)))"
 
 
+_ENTRIES: Final = "first_list f CROSS JOIN workflow_change c WHERE c.change_set_id = f.change_set_id"
+_GROUPED: Final = f"""
+    SELECT f.org_id, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
+           CASE WHEN differ THEN f.arrived_at END, 0, users, editors, f.arrived_at, 'baseline', true
+    FROM (
+        SELECT f.org, c.flow_id, min(f.place) AS place, min(c.new_name) AS flow_name,
+               min(c.new_cycle) AS cycle, count(*) AS users,
+               sum(CASE WHEN c.new_editable THEN 1 ELSE 0 END) AS editors,
+               {_differ("c.new_name")} OR {_differ("c.new_cycle")} AS differ
+        FROM {_ENTRIES} GROUP BY f.org, c.flow_id
+    ) listed CROSS JOIN first_list f WHERE f.place = listed.place"""  # noqa: S608 - our own words
+"""It groups by numbers, and joins ids and times afterwards: the database sorts every entry of every list for it."""
+_ONE_BY_ONE: Final = f"""
+    SELECT f.org_id, c.flow_id, f.arrived_at, c.new_name, f.asked_at, f.arrived_at, c.new_cycle,
+           NULL, 0, 1, coalesce(c.new_editable, 0), f.arrived_at, 'baseline', true
+    FROM {_ENTRIES}
+    ON CONFLICT (org_id, flow_id) DO UPDATE
+    SET users = users + 1, editors = editors + excluded.editors,
+        due_at = CASE WHEN due_at IS NOT NULL OR flow_name IS NOT excluded.flow_name OR cycle IS NOT excluded.cycle
+                      THEN since END"""  # noqa: S608 - our own words
+"""For SQLite, in the order of arrival: there, grouping costs as much as the rows. PostgreSQL refuses to update a row
+that the same statement has inserted."""
+
+
 def _first_lists(dialect: str) -> str:
     """A row for each workflow of the first lists. ``place`` numbers the lists in the order of arrival, ``org`` the
-    organisations. The database sorts every entry of every list in order to group them, so wide keys are slow: it groups
-    by numbers, and joins ids and times afterwards."""
+    organisations."""
     return f"""
         WITH first_list AS MATERIALIZED ({_FIRST.sql(dialect)})
         INSERT INTO org_flow (org_id, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
                               due_at, awaited, users, editors, valid_from, from_kind, proven_for_all)
-        SELECT f.org_id, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
-               CASE WHEN differ THEN f.arrived_at END, 0, users, editors, f.arrived_at, 'baseline', true
-        FROM (
-            SELECT f.org, c.flow_id, min(f.place) AS place, min(c.new_name) AS flow_name,
-                   min(c.new_cycle) AS cycle, count(*) AS users,
-                   sum(CASE WHEN c.new_editable THEN 1 ELSE 0 END) AS editors,
-                   {_differ("c.new_name")} OR {_differ("c.new_cycle")} AS differ
-            FROM first_list f
-            JOIN workflow_change c ON c.change_set_id = f.change_set_id
-            GROUP BY f.org, c.flow_id
-        ) listed CROSS JOIN first_list f WHERE f.place = listed.place"""  # noqa: S608 - our own words
+        {_GROUPED if dialect == "postgresql" else _ONE_BY_ONE}"""
 
 
 _FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("postgresql", "sqlite")}

@@ -197,23 +197,22 @@ class Batch:
         """Ask over a kept connection; if the list is not the known one, ask again over a separate connection.
 
         A target whose answer is shorter than the known list is asked again at the end of the run anyway: until then the
-        answer is only counted.
+        answer is only counted. One that differs is read a second time, strictly. Raises Malformed.
         """
         fetch = self._context.gateway.fetch
         judged_anyway = fence.held or not fence.version or self._options.approval is not None
         own_connection = judged_anyway or self._options.second is not None
         known = None if judged_anyway else fence.data_hash
         snapshot = fetch(fence.target, known, own_connection=own_connection)
-        if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
-            if len(snapshot.flows or ()) < fence.flow_count:
-                return Fetched(fence, _without_bytes(snapshot), differs=True)
-            del snapshot  # another list of the same size may follow
-            snapshot = fetch(fence.target, known, own_connection=True)
-        return self._compare(fence, snapshot)
-
-    def _compare(self, fence: Fence, snapshot: Snapshot) -> Fetched:
-        """Compare the answer with the known one. One that differs is read a second time, strictly. Raises Malformed."""
-        if _is_as_before(fence, snapshot):
+        differs = not _is_as_before(fence, snapshot)
+        if differs and not snapshot.sole_answer:
+            first = _without_bytes(snapshot)
+            del snapshot  # the second answer may be as large
+            if len(first.flows or ()) < fence.flow_count:
+                return Fetched(fence, first, differs=True)
+            snapshot = fetch(fence.target, known, own_connection=True, before=first)
+            differs = snapshot.data_hash == first.data_hash or not _is_as_before(fence, snapshot)
+        if not differs:
             return Fetched(fence, _without_bytes(msgspec.structs.replace(snapshot, flows=None)))
         reread_strictly(snapshot)
         kept = answers.kept(snapshot.data_hash, bytes(snapshot.data)) if self._context.keeps_answers else None

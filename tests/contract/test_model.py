@@ -121,7 +121,9 @@ class Session:
         self._meanwhile = meanwhile
         self._late = late
 
-    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
+    def fetch(
+        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
+    ) -> Snapshot:
         if not self._late:
             self._interlude()
         asked_at = self._upstream.clock()

@@ -118,7 +118,9 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
     """Here it is a fault of our own, in a thread that asks."""
 
     class Faulty:
-        def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> None:
+        def fetch(
+        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
+    ) -> None:
             raise RuntimeError("a fault of ours")
 
     targets = [Target("o1", "ann"), Target("o1", "bob")]

@@ -172,8 +172,8 @@ BUGS = (
          "test_sync"),
     Bug("an answer over a reused connection is judged", [
         Edit("etl/sync",
-             "if not snapshot.sole_answer and not _is_as_before(fence, snapshot)",
-             "if False"),
+             "if differs and not snapshot.sole_answer:",
+             "if False:"),
         Edit("etl/domain/verdict.py",
              "if not snapshot.sole_answer",
              "if False"),

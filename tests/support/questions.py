@@ -39,7 +39,9 @@ class Upstream:
         self.stop = threading.Event()
         self.clock: Callable[[], dt.datetime] = now
 
-    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
+    def fetch(
+        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
+    ) -> Snapshot:
         asked_at = self.clock()
         self.asked[target] += 1
         said = self.says(target, self.asked[target])

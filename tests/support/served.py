@@ -49,7 +49,9 @@ class Gateway:
         self.clock = clock
         self.asked = asked
 
-    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
+    def fetch(
+        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
+    ) -> Snapshot:
         self.asked(target)
         item = {"flowId": "1", "flowName": "one", "cycle": "D", "editable": True}
         body = msgspec.json.encode({"code": 0, "data": [item]})

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from etl.domain.model import Flow
 from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
-from etl.gateway import Gateway
+from etl.gateway import Gateway, reread_strictly
 from tests.support.gateways import (
     SAFETY_NET_SECONDS,
     TARGET,
@@ -74,6 +74,19 @@ def test_a_known_answer_is_hashed_and_not_decoded() -> None:
     assert again.flows is None
     assert again.data_hash == first.data_hash
     assert other.flows == first.flows
+
+
+def test_an_answer_of_the_same_bytes_is_not_decoded_again_but_still_read_strictly() -> None:
+    listed = b'"data":[{"flowId":"1","flowName":"a","cycle":"D","editable":true}]}'
+    bodies = (b'{"code":0,' + listed, b'{"code":0,' + listed, b'{"code":0,"code":0,' + listed)
+    with Hostile(*map(http, bodies)) as server, gateway(server) as client:
+        first = client.fetch(TARGET)
+        same = client.fetch(TARGET, own_connection=True, before=first)
+        twice = client.fetch(TARGET, own_connection=True, before=first)
+    assert same.flows is first.flows
+    reread_strictly(same)
+    with pytest.raises(Malformed, match="twice"):
+        reread_strictly(twice)
 
 
 EXTENDED = b"%x;a=b\r\n%s\r\n0;c\r\nX-Trailer: 1\r\n\r\n" % (len(LONG), LONG)
