@@ -23,6 +23,7 @@ from etl.store import NewRun
 from etl.verify import seal_lines, verify
 from tests.support.authority import Authority, served
 from tests.support.builders import flow, numbered
+from tests.support.databases import Fill
 from tests.support.intruder import tamper
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, CAT, DAN, House, change, findings, live
@@ -245,22 +246,13 @@ def test_json_that_no_run_wrote_is_an_error_in_one_sentence(lived: Path, engine:
 
 
 @pytest.fixture
-def lived(engine: Engine, database_url: str, trail_and_seals: tuple[Path, Path]) -> Path:
-    """The trail is there; where its seals were kept."""
-    database, kept = trail_and_seals
-    engine.dispose()
-    Path(database_url.removeprefix("sqlite:///")).write_bytes(database.read_bytes())
-    return kept
+def lived(fill: Fill, tmp_path: Path) -> Path:
+    """A trail with everything in it is there; where its seals were kept."""
+    (tmp_path / "kept.jsonl").write_bytes(fill("lived", live_and_keep))
+    return tmp_path / "kept.jsonl"
 
 
-@pytest.fixture(scope="module")
-def trail_and_seals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A trail with everything in it, made once."""
-    from etl.database import connect, upgrade
-
-    folder = tmp_path_factory.mktemp("lived")
-    engine = connect(f"sqlite:///{folder / 'flowtrail.db'}")
-    upgrade(engine)
+def live_and_keep(engine: Engine, url: str) -> bytes:
     house = House(engine)
     live(house)
     house.upstream.lists[ANN] = [*numbered(1, 5), flow(9)]
@@ -271,7 +263,4 @@ def trail_and_seals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     house.serve({"plants": [ANN, BEN, DAN]})
     house.upstream.lists[DAN] = numbered(1, 2)
     house.serve({"plants": [ANN, BEN, DAN]})
-    kept = folder / "kept.jsonl"
-    kept.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in seal_lines(engine)))
-    engine.dispose()
-    return folder / "flowtrail.db", kept
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in seal_lines(engine))

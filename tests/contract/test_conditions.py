@@ -316,13 +316,13 @@ def test_a_disk_that_the_kernel_stopped_writing_to_is_known_to_every_reader(engi
 
 
 @pytest.mark.parametrize(
-    ("dialect", "statement", "code"),
+    ("statement", "code"),
     [
-        ("postgresql", "DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$", "database_full"),
-        ("postgresql", "SET TRANSACTION READ ONLY; DELETE FROM target", "database_read_only"),
+        ("DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$", "database_full"),
+        ("SET TRANSACTION READ ONLY; DELETE FROM target", "database_read_only"),
     ],
-    indirect=["dialect"],
 )
+@pytest.mark.parametrize("dialect", ["postgresql"])
 def test_an_error_of_the_database_is_known_by_its_code(engine: Engine, statement: str, code: str) -> None:
     with pytest.raises(DatabaseError) as raised, writing(engine) as connection:
         connection.exec_driver_sql(statement)

@@ -100,11 +100,31 @@ def test_small_lists_that_change_together_are_held(engine):
     assert verdicts(runs.run(targets)) == {"unchanged": 30}
 
 
-def test_one_workflow_that_many_users_see_may_be_renamed(settled):
-    targets = users(160)
-    runs = settled(targets, NINE[:1])
-    runs.upstream.lists = {target: [Flow("1", "another name", "D", True)] for target in targets}
-    assert verdicts(runs.run(targets)) == {"changed": 160}
+@pytest.mark.parametrize(
+    ("count", "known", "now", "verdict", "recorded"),
+    [
+        pytest.param(
+            160, NINE[:1], [Flow("1", "another name", "D", True)], "changed", {"renamed": 160},
+            id="one workflow that many users see may be renamed",
+        ),
+        pytest.param(
+            10, numbered(1, 10), numbered(1, 9), "changed", {"removed": 10},
+            id="lists that were first seen within the window count as they were then",
+        ),
+        pytest.param(20, NINE, numbered(101, 109), "held", {}, id="additions are believed no more than removals"),
+        pytest.param(
+            20, NINE, [*numbered(1, 4), *numbered(101, 102)], "held", {"added": 40},
+            id="additions beside removals that are held are recorded",
+        ),
+    ],
+)  # fmt: skip
+def test_lists_that_change_alike_are_judged_together(settled, count, known, now, verdict, recorded):
+    targets = users(count)
+    runs = settled(targets, known)
+    runs.upstream.lists = dict.fromkeys(targets, now)
+    assert verdicts(runs.run(targets)) == {verdict: count}
+    kinds = "SELECT kind, count(*) FROM workflow_change WHERE kind <> 'baseline' GROUP BY kind"
+    assert dict(runs.rows(kinds)) == recorded
 
 
 def test_a_first_answer_that_has_lost_a_key_makes_no_change_of_others_doubtful(engine):
@@ -227,14 +247,6 @@ def test_approved_removals_do_not_count_and_restart_the_window(settled):
     assert verdicts(runs.run(targets)) == {"changed": 1, "unchanged": 2}, "9 of 66, not 18 or 33"
 
 
-def test_lists_that_were_first_seen_within_the_window_count_as_they_were_then(settled):
-    """Nine of a hundred, in the hour after the first load."""
-    targets = users(10)
-    runs = settled(targets, numbered(1, 10))
-    runs.upstream.lists = dict.fromkeys(targets, numbered(1, 9))
-    assert verdicts(runs.run(targets)) == {"changed": 10}, "10 of 100"
-
-
 def test_additions_within_the_window_do_not_dilute_the_share(settled):
     """A list that doubles in the morning and loses ten in the evening has lost half of what it had."""
     targets = users(2)
@@ -274,25 +286,6 @@ def test_a_retired_list_does_not_count_for_its_organisation(settled):
         context.store.retire_others(targets[:2], dt.datetime.now(dt.UTC), None)
     runs.upstream.lists = dict.fromkeys(targets, numbered(1, 4))
     assert verdicts(runs.run(targets[:2])) == {"held": 2}, "10 of 18, not of 180"
-
-
-def test_small_lists_that_are_replaced_altogether_are_held_whole(settled):
-    """Every user gets the list of another: additions are believed no more than removals."""
-    targets = users(20)
-    runs = settled(targets)
-    runs.upstream.lists = dict.fromkeys(targets, numbered(101, 109))
-    assert verdicts(runs.run(targets)) == {"held": 20}
-    assert runs.rows("SELECT count(*) FROM workflow_change WHERE kind <> 'baseline'") == [(0,)]
-
-
-def test_additions_beside_removals_that_are_held_with_others_are_recorded(settled):
-    targets = users(20)
-    runs = settled(targets)
-    runs.upstream.lists = {target: [*numbered(1, 4), *numbered(101, 102)] for target in targets}
-    assert verdicts(runs.run(targets)) == {"held": 20}
-    assert runs.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind ORDER BY kind") == [
-        *(("added", 40), ("baseline", 180)),
-    ]
 
 
 def test_a_stop_before_the_second_answers_leaves_the_removals_to_the_next_run(settled):

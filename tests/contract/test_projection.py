@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import sqlite3
 import tempfile
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import HOUR, START, Setting
 from tests.support import checker, story_checker
 from tests.support.builders import UNCHECKED, after, flow, judged, numbered, snapshot
+from tests.support.intruder import tamper
 from tests.support.trails import ANN, BEN, House, findings
 from tests.support.years import Clock
 
@@ -262,12 +262,7 @@ def test_the_checker_of_stories_finds_what_is_forged(engine: Engine, forged: str
         story.end()
     assert sorted(events_in(engine)) == [("appeared", "2"), ("disappeared", "1")]
     assert contradictions(engine) == []
-    with sqlite3.connect(str(engine.url.database)) as intruder:
-        for (name,) in intruder.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            intruder.execute(f"DROP TRIGGER {name}")
-        intruder.execute("PRAGMA ignore_check_constraints = on")
-        intruder.executescript(forged)
-    intruder.close()
+    tamper(engine, forged)
     assert found in "\n".join(contradictions(engine))
 
 

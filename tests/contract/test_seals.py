@@ -28,6 +28,7 @@ from etl.verify import (
     verify,
 )
 from tests.support.builders import flow, numbered
+from tests.support.databases import Fill
 from tests.support.intruder import Intruder, tamper
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, CAT, DAN, House, Lists, change, die, findings, live
@@ -212,9 +213,15 @@ def retires_while_a_run_begins(house: House, target: Target) -> None:
 
 
 @pytest.fixture
-def intruder(house: House) -> Iterator[Intruder]:
-    live(house)
-    with Intruder(house.engine) as intruder:
+def lived(fill: Fill, house: House) -> House:
+    """With everything in it; its upstream is that of a beginning."""
+    fill("live", lambda engine, url: live(House(engine)))
+    return house
+
+
+@pytest.fixture
+def intruder(lived: House) -> Iterator[Intruder]:
+    with Intruder(lived.engine) as intruder:
         yield intruder
 
 
@@ -309,11 +316,10 @@ TAMPERINGS = {
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("what", TAMPERINGS)
-def test_a_tampering_is_found_and_its_place_is_named(house: House, what: str) -> None:
-    live(house)
+def test_a_tampering_is_found_and_its_place_is_named(lived: House, what: str) -> None:
     statements, said = TAMPERINGS[what]
-    tamper(house.engine, statements)
-    assert [each for each in findings(house.engine) if said in each], findings(house.engine)
+    tamper(lived.engine, statements)
+    assert [each for each in findings(lived.engine) if said in each], findings(lived.engine)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
