@@ -185,24 +185,6 @@ def test_the_cost_of_undoing_does_not_grow_with_what_lies_before(engine: Engine)
     assert costs[1] < 1.3 * costs[0]
 
 
-@pytest.mark.parametrize("dialect", ["sqlite"])
-def test_the_cost_of_one_organisation_does_not_grow_with_the_others(engine: Engine) -> None:
-    """Whatever else was recorded, before T or since: SQLite takes about the same number of steps."""
-
-    def ask() -> list[object]:
-        return [
-            *flows_as_of(engine, START + 30 * HOUR, org="o1"),
-            *targets_as_of(engine, START, org="o1"),
-        ]
-
-    with writing(engine) as connection:
-        grow(connection, "o1", 2, 60)
-    alone = _steps(engine, ask)
-    with writing(engine) as connection:
-        grow(connection, "o2", 10, 300)
-    assert _steps(engine, ask) < 1.1 * alone
-
-
 def _steps(engine: Engine, work: object) -> int:
     """How many hundreds of virtual machine instructions SQLite takes."""
     count = 0

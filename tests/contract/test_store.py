@@ -19,7 +19,7 @@ from etl.domain import verdict
 from etl.domain.guard import Limits
 from etl.domain.model import Fence, Outcome, Target
 from etl.domain.roster import RosterUser
-from etl.errors import DatabaseError, Malformed, Refused
+from etl.errors import DatabaseError, Refused
 from etl.report.listings import held_sets
 from etl.schema import lease, sync_run
 from etl.store import NewRun, Store, commit
@@ -165,17 +165,6 @@ def test_a_hold_goes_on_with_a_new_issue_each_time_and_keeps_its_beginning(diary
     diary.check()
 
 
-def test_a_version_made_by_a_partial_hold_has_no_span_and_the_next_one_knows_the_span_before_it(diary):
-    hold_ten(diary)
-    assert count(diary.engine, "observation", "version = 2") == 0
-    diary.answer([flow(11, "again"), *numbered(12, 21)], after(hours=2))
-    diary.answer([*numbered(1, 10), flow(11, "and again"), *numbered(12, 21)], after(hours=3))
-    asked = row(diary.engine, "observation", "version = 1")["last_asked_at"]
-    for version in (2, 3, 4):
-        assert row(diary.engine, "change_set", f"version = {version}")["last_unchanged_at"] == asked
-    diary.check()
-
-
 def test_times_never_go_back_behind_the_beginning_of_a_hold(diary):
     """A whole hold makes neither span nor version; its time is on record all the same."""
     diary.answer(TWENTY, START)
@@ -228,37 +217,6 @@ def test_an_older_answer_loses_to_a_newer_one_and_is_an_issue(diary, before, new
         assert diary.apply(diary.judge(old, answer, after(hours=2)) if answer else late) == {old.target_id}
     assert written(there, dump(diary.engine)) == {"sync_issue"}
     assert count(diary.engine, "sync_issue", "verdict = 'stale'") == len(older)
-    diary.check()
-
-
-def test_a_failure_by_another_makes_no_unchanged_answer_stale_nor_loses_it(diary):
-    """The failure ended the span; what was observed beside it is still an observation, in a span of its own."""
-    diary.answer(TWENTY, START)
-    fence = diary.fence()
-    diary.fail()
-    assert diary.apply(diary.judge(fence, TWENTY, after(hours=1))) == set()
-    assert count(diary.engine, "observation") == 2
-    target = row(diary.engine, "target")
-    assert (target["consecutive_failures"], target["last_error_code"]) == (0, None)
-    assert count(diary.engine, "observation", "interrupted") == 1
-    diary.check(every_answer=True)
-
-
-def test_stale_answers_of_a_batch_do_not_affect_the_others(diary):
-    targets = [Target("o1", f"u{number}") for number in range(6)]
-    fences = diary.store.fences(targets)
-    diary.apply(*[diary.judge(fence, TWENTY, START) for fence in fences])
-    fences = diary.store.fences(targets)
-    diary.answer(TWENTY, after(hours=2), targets[1])
-    diary.answer(numbered(1, 21), after(hours=2), targets[3])
-    answers = [TWENTY, TWENTY, numbered(1, 22), numbered(1, 22), numbered(101, 140), TWENTY]
-    outcomes = [diary.judge(fence, listed, after(hours=1)) for fence, listed in zip(fences, answers, strict=True)]
-    outcomes[5] = verdict.failed(fences[5], Malformed("no", code="malformed"))
-    diary.deliveries.pop()
-    assert diary.apply(*outcomes) == {fences[1].target_id, fences[3].target_id}
-    now = diary.store.fences(targets)
-    assert [fence.version for fence in now] == [1, 1, 2, 2, 1, 1]
-    assert [fence.observation_id is None for fence in now] == [False] * 4 + [True, True]
     diary.check()
 
 
