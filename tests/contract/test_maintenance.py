@@ -604,23 +604,6 @@ def test_a_copy_has_every_row_and_goes_on_with_the_next_number(diary: Diary, oth
     assert [finding for finding in verify(other) if finding.run_id is None] == []
 
 
-def test_a_number_that_a_pruned_run_had_is_not_given_again_in_the_copy(engine: Engine, other: Engine) -> None:
-    runs = Runs(engine)
-    last = [runs.add("plants"), runs.add("plants")][-1]
-    with writing(engine) as connection:
-        connection.execute(sync_run.delete())
-    copy.copy(engine, other)
-    assert Runs(other).add("plants") == last + 1
-
-
-def test_a_database_that_has_rows_is_not_copied_into(diary: Diary, other: Engine) -> None:
-    Runs(other).add()
-    before = everything(other)
-    with pytest.raises(UsageError, match="sync_run"):
-        copy.copy(diary.engine, other)
-    assert everything(other) == before
-
-
 def test_a_copy_that_fails_at_any_step_leaves_nothing(diary: Diary, other: Engine) -> None:
     verify_story.write(diary)
     steps: list[int] = []

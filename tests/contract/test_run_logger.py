@@ -119,8 +119,13 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
 
     class Faulty:
         def fetch(
-        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
-    ) -> None:
+            self,
+            target: Target,
+            known_data_hash: str | None = None,
+            *,
+            own_connection: bool = False,
+            before: object = None,
+        ) -> None:
             raise RuntimeError("a fault of ours")
 
     targets = [Target("o1", "ann"), Target("o1", "bob")]

@@ -478,16 +478,6 @@ def test_a_target_that_comes_back_goes_on_with_a_change_that_spans_the_absence(d
     diary.check(every_answer=True)
 
 
-@pytest.mark.parametrize(("kept", "retired"), [(7, 0), (8, 2), (9, 1), (10, 0)])
-def test_more_than_the_share_at_once_is_refused(diary, kept, retired):
-    targets = [Target("o1", f"u{number}") for number in range(10)]
-    diary.store.fences(targets)
-    done = diary.store.retire_others(targets[:kept], START, 0.2)
-    assert done.retired == tuple(targets[10 - retired :] if retired else ())
-    assert done.refused == tuple(targets[kept:] if not retired else ())
-    assert count(diary.engine, "target", "retired_at IS NOT NULL") == retired
-
-
 # Rosters
 
 

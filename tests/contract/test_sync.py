@@ -9,7 +9,6 @@ import random
 import string
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,16 +204,6 @@ def test_an_answer_with_changes_is_requested_again_over_its_own_connection(make,
         case "a gateway that is busy once":
             house.fault("status", ALICE)
     assert asked(house, lambda: house.run(ALICE)) == connections
-
-
-def test_new_held_and_approved_targets_are_requested_over_their_own_connection_at_once(make):
-    house = make()
-    house.see(ALICE, numbered(1, 20))
-    assert asked(house, lambda: house.sync(ALICE, changed=1)) == [OWN]
-    house.see(ALICE, numbered(1, 9))
-    house.sync(ALICE, held=1)
-    assert asked(house, lambda: house.sync(ALICE, held=1)) == [OWN]
-    assert asked(house, lambda: house.sync(ALICE, by="Zoë", changed=1)) == [OWN]
 
 
 # Failures change nothing
@@ -452,34 +441,6 @@ def few(house: House, count: int) -> list[Target]:
     return targets
 
 
-@pytest.mark.parametrize(
-    ("listed", "faults", "verdict", "known"),
-    [
-        pytest.param(numbered(1, 3), [{"kind": "empty"}], "unchanged", {"1", "2", "3"}, id="it empties by mistake"),
-        pytest.param([], [], "changed", set(), id="it is empty twice"),
-        pytest.param(numbered(11, 12), [], "changed", {"11", "12"}, id="it is replaced as a whole"),
-        pytest.param(
-            numbered(1, 3), [{"kind": "empty"}, {"kind": "code", "code": 62103}], "failed", {"1", "2", "3"},
-            id="the second answer fails",
-        ),
-    ],
-)  # fmt: skip
-def test_a_small_list_that_loses_everything_is_requested_again_and_the_second_answer_counts(
-    make, listed, faults, verdict, known
-):
-    house = make()
-    one, other = few(house, 2)
-    calls = house.upstream.calls("flows")
-    house.see(one, listed)
-    for fault in faults:
-        house.fault(target=one, **fault)
-    house.sync(one, other, **Counter([verdict, "unchanged"]))
-    assert house.upstream.calls("flows") == calls + 3
-    assert house.state(one) == known
-    house.sync(one, other, unchanged=2)
-    house.check()
-
-
 def test_an_empty_first_answer_is_requested_again_and_the_second_counts(make):
     house = make()
     house.see(ALICE, numbered(1, 30))
@@ -492,17 +453,6 @@ def test_an_empty_first_answer_is_requested_again_and_the_second_counts(make):
     house.sync(ALICE, BOB, unchanged=2)
     assert house.upstream.calls("flows") == calls + 6, "a list that is known to be empty is nothing to doubt"
     assert house.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind") == [("baseline", 30)]
-    house.check()
-
-
-def test_an_empty_first_answer_whose_second_request_fails_is_no_baseline(make):
-    house = make()
-    house.see(ALICE, numbered(1, 3))
-    house.fault("empty", ALICE, times=1)
-    house.fault("code", ALICE, code=62103)
-    house.sync(ALICE, failed=1)
-    assert house.rows("SELECT version FROM target") == [(0,)]
-    house.sync(ALICE, changed=1)
     house.check()
 
 
@@ -611,18 +561,6 @@ def test_what_a_lost_process_writes_after_the_look_is_not_observed_again(house):
     assert list(verify(house.engine)) == []
 
 
-def test_a_long_list_that_emptied_counts_with_the_short_ones(make):
-    house = make()
-    known = few(house, 4)
-    long = [Target(ORG, "long")]
-    house.see(long[0], numbered(1, 30))
-    house.sync(*long, changed=1)
-    for target in known + long:
-        house.see(target, [])
-    house.sync(*known, *long, held=5)
-    house.check()
-
-
 # Approval
 
 
@@ -639,15 +577,6 @@ def test_an_approval_requests_the_list_again_and_removes_what_was_held(house):
     assert list(held_sets(house.engine)) == []
     house.sync(ALICE, unchanged=1)
     house.check()
-
-
-def test_an_approval_applies_nothing_where_something_else_is_missing(held):
-    held.see(ALICE, numbered(14, 41))
-    report = held.sync(ALICE, by="Zoë", held=1)
-    assert "13" in report.tally.issues[0].issue.message
-    assert held.state(ALICE) == {str(number) for number in range(1, 41)}
-    held.sync(ALICE, by="Zoë", changed=1)
-    held.check()
 
 
 def scope(house: House, target: Target, first: int, last: int) -> dict[Target, str]:
