@@ -9,7 +9,7 @@ import contextlib
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import formatdate
 from http.client import responses
 from typing import IO, Any, Final, NamedTuple, Self
@@ -97,13 +97,6 @@ class _Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, address: tuple[str, int], converse: Callable[[socket.socket], None]) -> None:
-        super().__init__(address, socketserver.BaseRequestHandler)
-        self._converse = converse
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        self._converse(request)
-
     def shutdown_request(self, request: Any) -> None:
         request.close()
 
@@ -127,7 +120,8 @@ class DemoGateway:
 
     def start(self) -> None:
         """Listens; OSError if the port is taken."""
-        self._server = _Server(self._address, self._converse)
+        handle: Any = self._converse
+        self._server = _Server(self._address, handle)
         self._address = ("127.0.0.1", int(self._server.server_address[1]))
         self.closing.clear()
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True, name="demo-gateway").start()
@@ -163,7 +157,7 @@ class DemoGateway:
                     connection.shutdown(socket.SHUT_RDWR)
             return list(self._connections.values())
 
-    def _converse(self, connection: socket.socket) -> None:
+    def _converse(self, connection: socket.socket, *_: object) -> None:
         with self._lock:
             self._connections[connection] = threading.current_thread()
         try:

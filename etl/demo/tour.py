@@ -46,7 +46,8 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
 
 def steps(gateway: DemoGateway) -> Iterator[Step]:
     """The acts. Each changes the world or the gateway, and expects one sync before the next."""
-    org, user, other = _cast(gateway.world)
+    org = gateway.world.orgs()[0]
+    user, other, *_ = gateway.world.users(org)
     yield Step("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
     yield Step(
         "Nothing happened", "The same lists in another order: one hash per target, and nothing new in the trail."
@@ -65,9 +66,3 @@ def steps(gateway: DemoGateway) -> Iterator[Step]:
     )
     gateway.emptied = ()
     yield Step("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
-
-
-def _cast(world: World) -> tuple[str, str, str]:
-    org = world.orgs()[0]
-    user, other, *_ = world.users(org)
-    return org, user, other

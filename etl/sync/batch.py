@@ -183,7 +183,7 @@ class Batch:
         if self._context.stop.is_set():
             return Fetched(fence, None)
         if self._breaker.is_open:
-            return Fetched(fence, _gateway_down())
+            return Fetched(fence, GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0))
         try:
             fetched = self._fetch_confirmed(fence)
         except Interrupted:
@@ -197,7 +197,7 @@ class Batch:
         """Ask over a kept connection; if the list is not the known one, ask again over a separate connection.
 
         A target whose answer is shorter than the known list is asked again at the end of the run anyway: until then the
-        answer is only counted. One that differs is read a second time, strictly. Raises Malformed.
+        answer is only counted. One that differs otherwise is read a second time, strictly. Raises Malformed.
         """
         fetch = self._context.gateway.fetch
         judged_anyway = fence.held or not fence.version or self._options.approval is not None
@@ -277,10 +277,6 @@ def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
     if snapshot.flows is None:
         return True
     return not fence.held and fence.version > 0 and state_digest(snapshot.flows) == fence.answer_digest
-
-
-def _gateway_down() -> GatewayError:
-    return GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0)
 
 
 def _as_stale(outcome: Outcome) -> Outcome:

@@ -111,17 +111,14 @@ class Fetcher:
         """Hand in an answer, and take the next target to ask for, if any."""
         with self._lock:
             if fetched is not None:
-                self._take(fetched)
+                self._group.append(fetched)
+                self._flows += fetched.flows
+                self._flows_in_hand += fetched.flows
+                self._unanswered -= 1
+                if self._flows >= FLOWS_A_GROUP or not self._unanswered:
+                    self._close_group()
             if self._flows_in_hand < FLOWS_A_GROUP and (fence := next(self._fences, None)):
                 self._unasked -= 1
                 return fence
             self._fetching -= 1
             return None
-
-    def _take(self, fetched: Fetched) -> None:
-        self._group.append(fetched)
-        self._flows += fetched.flows
-        self._flows_in_hand += fetched.flows
-        self._unanswered -= 1
-        if self._flows >= FLOWS_A_GROUP or not self._unanswered:
-            self._close_group()

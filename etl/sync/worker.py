@@ -92,15 +92,14 @@ class CoordinatorPlugin(WorkerPlugin):
             known = self._breakers.get(run_id)
             if known is not None:
                 return known
-            self._require_the_same_database(context, run_id)
+            who = self._coordinator
+            if run_id is not None and not context.store.is_running(run_id, who.host, who.pid):
+                raise ClusterError(
+                    f"its database has no run {run_id} of {who.host}: it is another one, or the run ended."
+                )
             while len(self._breakers) >= _RUNS_KEPT:
                 del self._breakers[next(iter(self._breakers))]
             return self._breakers.setdefault(run_id, CircuitBreaker(context.down_after))
-
-    def _require_the_same_database(self, context: RunContext, run_id: int | None) -> None:
-        who = self._coordinator
-        if run_id is not None and not context.store.is_running(run_id, who.host, who.pid):
-            raise ClusterError(f"its database has no run {run_id} of {who.host}: it is another one, or the run ended.")
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
