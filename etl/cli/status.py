@@ -18,7 +18,7 @@ from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import health
 from etl.report.conditions import Condition
-from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
+from etl.report.coverage import Coverage, CoveredTarget, Hold, Membership, SealedGap, Unanswered, coverage
 from etl.report.health import HealthSnapshot, Overdue, TargetSummary
 from etl.report.listings import RUNS, TARGETS, causes
 from etl.report.reading import short_transaction
@@ -239,7 +239,7 @@ def _show_coverage(found: Coverage, zone: dt.tzinfo) -> None:
         return
     _first_rows("Who was to be asked", CoveredTarget._fields, found.targets, zone)
     _first_rows("\nNot answered", Unanswered._fields, found.unanswered, zone)
-    _first_rows("\nNobody was looking", Gap._fields, found.gaps, zone)
+    _first_rows("\nNobody was looking", SealedGap._fields, found.gaps, zone)
     holds = [(*each[:-2], len({*each.flow_ids, *(doubt[0] for doubt in each.doubted)})) for each in found.holds]
     _first_rows("\nHolds", _HOLD_COLUMNS, holds, zone)
     _first_rows("\nCame and went", Membership._fields, found.memberships, zone)

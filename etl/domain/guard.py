@@ -157,7 +157,7 @@ def _changed_of(kind: ChangeKind, found: Collection[Doubt], both: int) -> str:
 
 
 def _together(changes: Sum) -> str:
-    return f"of the organisation's {changes.whole} workflows {changes.of_run} change like that in this run"
+    return f"of the organisation's {changes.total} workflows {changes.of_run} change like that in this run"
 
 
 def keys_lost(known: Mapping[str, Flow], answered: Iterable[Flow], absent: Set[str]) -> str | None:
@@ -182,12 +182,12 @@ Ruling = Literal["believe", "wait", "hold"]
 class Sum(msgspec.Struct, frozen=True):
     """A sum over a run: the removals of an organisation, or the lists that emptied.
 
-    ``limit`` or more, out of ``whole``, is too much. ``before``: what others committed within the window. ``seen``:
+    ``limit`` or more, out of ``total``, is too much. ``before``: what others committed within the window. ``seen``:
     from the answers of this run that count. ``expected``: from first answers of targets that are to be asked again.
     """
 
     limit: int
-    whole: int
+    total: int
     before: int = 0
     seen: int = 0
     expected: int = 0
@@ -233,7 +233,7 @@ def hold_with_others(known: Set[str], answered: Set[str], limits: Limits, reason
 
 def reason_of_organisation(removals: Sum, window: dt.timedelta) -> str:
     """Why removals of an organisation are held."""
-    lists = f"of the {removals.whole} workflows in the organisation's lists {removals.of_run} go missing in this run"
+    lists = f"of the {removals.total} workflows in the organisation's lists {removals.of_run} go missing in this run"
     if not removals.before:
         return lists
     return f"{lists}, and {removals.before} were removed within the {_hours(window)} before"
@@ -241,7 +241,7 @@ def reason_of_organisation(removals: Sum, window: dt.timedelta) -> str:
 
 def reason_of_emptied(emptied: Sum) -> str:
     """Why lists that emptied are held."""
-    return f"{emptied.of_run} of the run's {emptied.whole} targets have become empty"
+    return f"{emptied.of_run} of the run's {emptied.total} targets have become empty"
 
 
 def share_of(share: float, total: int) -> Fraction:

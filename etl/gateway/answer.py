@@ -54,7 +54,7 @@ class _Item(msgspec.Struct, rename="camel", gc=False):
     editable: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class _Whole(msgspec.Struct, rename="camel", gc=False):
+class _FullItem(msgspec.Struct, rename="camel", gc=False):
     """A workflow with every documented key, as EnOS sends it."""
 
     flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
@@ -93,7 +93,7 @@ class _Detail(msgspec.Struct, rename="camel", gc=False):
 
 _envelopes = msgspec.json.Decoder(_RawEnvelope)
 _lists = msgspec.json.Decoder(list[_Item])
-_whole_lists = msgspec.json.Decoder(list[_Whole])
+_full_lists = msgspec.json.Decoder(list[_FullItem])
 _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 _details = msgspec.json.Decoder(_Detail)
 
@@ -218,12 +218,12 @@ def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
 def _listed(data: msgspec.Raw, api: Api) -> tuple[list[Flow], int | None, frozenset[str]]:
     """The flows in ``data``, in its order; the number of their keys if all have all keys; those that none has."""
     with suppress(ValueError, RecursionError):
-        whole = _whole_lists.decode(data)
+        full = _full_lists.decode(data)
         flows = [
             Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable)
-            for i in whole
+            for i in full
         ]
-        return flows, len(_Whole.__struct_fields__) * len(whole), frozenset()
+        return flows, len(_FullItem.__struct_fields__) * len(full), frozenset()
     items = _partial(data, api)
     absent = frozenset(name for name in ATTRIBUTES if all(getattr(i, name) is msgspec.UNSET for i in items))
     values = ((None if each is msgspec.UNSET else each for each in _values(i)) for i in items)

@@ -68,7 +68,7 @@ class Unanswered(NamedTuple):
     error_code: str | None
 
 
-class Gap(NamedTuple):
+class SealedGap(NamedTuple):
     """A gap in the observations of a target; ``gap_to`` is None while it is open."""
 
     org_id: str
@@ -123,7 +123,7 @@ class Coverage(NamedTuple):
     """How many runs are under way, about which nothing is said."""
     targets: Sequence[CoveredTarget]
     unanswered: Sequence[Unanswered]
-    gaps: Sequence[Gap]
+    gaps: Sequence[SealedGap]
     holds: Sequence[Hold]
     memberships: Sequence[Membership]
 
@@ -243,7 +243,7 @@ class _CoverageReader:
 
     # ------------------------------------------------------------------------------------------- target by target
 
-    def _covered(self, gaps: Sequence[Gap]) -> Iterator[CoveredTarget]:
+    def _covered(self, gaps: Sequence[SealedGap]) -> Iterator[CoveredTarget]:
         certain, unknown = Counter[int](), Counter[int]()
         first, last = dict[int, int](), dict[int, int]()
         by_list = defaultdict[frozenset[int], list[_AskingRun]](list)
@@ -310,7 +310,7 @@ class _CoverageReader:
 
     # ------------------------------------------------------------------------------------------------------- gaps
 
-    def _gaps(self) -> Iterator[Gap]:
+    def _gaps(self) -> Iterator[SealedGap]:
         """The gaps that overlap the period."""
         names = zip(("org", "user"), self._names.values(), strict=True)
         whose = {name: WHOLE + asked for name, asked in names if asked is not None}
@@ -321,7 +321,7 @@ class _CoverageReader:
             gap = GAPS.row_type(*row)
             number = ids[Target(*gap[:3])]
             seals = [None if at is None else self._seal_of(number, at) for at in (gap.gap_from, gap.gap_to)]
-            yield Gap._make((*gap, *seals))
+            yield SealedGap._make((*gap, *seals))
 
     def _seal_of(self, number: int, at: dt.datetime) -> int | None:
         """The seal of the run that asked for a target then."""
@@ -330,7 +330,7 @@ class _CoverageReader:
         near = (run for run in self._by_start[begin:end] if run.finished_at >= at and number in run.targets)
         return min((run.seal_id for run in near), default=None)
 
-    def _unobserved(self, gaps: Sequence[Gap]) -> Counter[Target]:
+    def _unobserved(self, gaps: Sequence[SealedGap]) -> Counter[Target]:
         seconds = Counter[Target]()
         for gap in gaps:
             begin = max(gap.gap_from, self._since or gap.gap_from)

@@ -232,7 +232,7 @@ class _WorkflowReader:
             if member.is_judged and (member.returns or versions):
                 changes += listing_changes(member, versions, flow.flow_id, before)
             if key in self._held:
-                held[member.user_id] = last_of(member.whole, self._held[key])
+                held[member.user_id] = last_of(member.believed, self._held[key])
         known = row.known if row else None
         return Workflow(flow.flow_id, known, listings, self.waiting.get(flow, {}), changes, held)
 

@@ -160,7 +160,7 @@ def read_members(connection: Connection, orgs: Sequence[str]) -> dict[str, Membe
 def _member(values: Sequence[Any]) -> Member:
     (target_id, user_id, version, projected, counts_since, away_since, retired_at, is_held, held_asked_at, held_at,
      asked_at, last_at, coverage_gap_seconds) = values  # fmt: skip
-    whole = None if last_at is None else Answer(asked_at, last_at)
+    believed = None if last_at is None else Answer(asked_at, last_at)
     is_later = held_at is not None and (last_at is None or held_at > last_at)
     return Member(
         target_id=target_id,
@@ -172,8 +172,8 @@ def _member(values: Sequence[Any]) -> Member:
         retired_at=retired_at,
         is_held=is_held,
         held_at=held_at,
-        latest=Answer(held_asked_at, held_at) if is_later else whole,
-        whole=whole,
+        latest=Answer(held_asked_at, held_at) if is_later else believed,
+        believed=believed,
         coverage_gap=dt.timedelta(seconds=coverage_gap_seconds),
     )
 
@@ -237,14 +237,14 @@ def _before_and_after(row: Sequence[Any]) -> tuple[Listed | None, Listed | None]
 
 
 def _version(row: Any, changes: ChangeRows, shown: dict[tuple[int, int], dict[str, Answer]]) -> Version:
-    whole = None if row.previous_at is None else Answer(row.last_unchanged_at, row.previous_at)
+    believed = None if row.previous_at is None else Answer(row.last_unchanged_at, row.previous_at)
     held = None if row.held_at is None else Answer(row.held_asked_at, row.held_at)
     return Version(
         change_set_id=row.id,
         number=row.version,
         answer=Answer(row.asked_at, row.observed_at),
-        previous=held or whole,
-        whole=whole,
+        previous=held or believed,
+        believed=believed,
         shown=shown.get((row.target_id, row.version), {}),
         changes=changes[row.target_id, row.version],
     )

@@ -24,10 +24,10 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer
     previous: Answer | None
     """The user's previous answer; None: this is the first."""
-    whole: Answer | None
+    believed: Answer | None
     """The user's last answer before it in which nothing was held; may be ``previous``."""
     shown: Mapping[str, Answer] = msgspec.field(default_factory=dict)
-    """By workflow that changed while something was held: the last answer after ``whole`` that changed it."""
+    """By workflow that changed while something was held: the last answer after ``believed`` that changed it."""
     changes: Changes
 
 
@@ -47,7 +47,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     held_at: dt.datetime | None
     latest: Answer | None
     """The user's latest answer."""
-    whole: Answer | None
+    believed: Answer | None
     """The user's latest answer in which nothing was held."""
     coverage_gap: dt.timedelta
     """The user is silent if unheard for longer."""
@@ -150,9 +150,9 @@ def _first_change(
 
 def _previous(version: Version, flow_id: str, before: Listed | None) -> Answer | None:
     """The user's last known answer that listed it; if it was not listed, the user's last answer."""
-    if before is None or version.previous == version.whole:
+    if before is None or version.previous == version.believed:
         return version.previous
-    return last_of(version.whole, version.shown.get(flow_id))
+    return last_of(version.believed, version.shown.get(flow_id))
 
 
 def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None) -> Listed | None:
