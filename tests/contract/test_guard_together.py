@@ -22,7 +22,6 @@ from etl.database import connect
 from etl.domain import guard
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
-from etl.errors import Refused
 from etl.store import Store
 from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RunRemovals
 from tests.support.builders import LIMITS, STEADY, numbered
@@ -167,24 +166,6 @@ def test_a_false_first_answer_removes_nothing_and_holds_nothing(settled, false, 
     assert runs.rows("SELECT count(*) FROM sync_issue") == [(0,)]
 
 
-def test_the_second_answer_alone_is_recorded(settled):
-    targets = users(2)
-    runs = settled(targets)
-    runs.upstream.says = lambda target, question: NINE[1:] if question == 1 else NINE[:-1]
-    assert verdicts(runs.run(targets)) == {"changed": 2}
-    assert runs.rows("SELECT DISTINCT flow_id FROM workflow_change WHERE kind = 'removed'") == [("9",)]
-
-
-def test_a_target_without_removals_is_not_requested_twice(settled):
-    targets = users(3)
-    runs = settled(targets)
-    runs.upstream.lists[targets[0]] = numbered(1, 10)
-    runs.upstream.lists[targets[1]] = numbered(1, 8)
-    assert verdicts(runs.run(targets)) == {"changed": 2, "unchanged": 1}
-    kept_and_own, kept_and_second, kept = 2, 2, 1
-    assert [runs.upstream.asked[target] for target in targets] == [kept_and_own, kept_and_second, kept]
-
-
 def test_a_batch_that_is_requested_again_as_a_whole_begins_no_transaction(settled, monkeypatch):
     """A disk that fails just then was met with nothing to write, and ended in a traceback."""
     targets = users(4)
@@ -198,18 +179,6 @@ def test_a_batch_that_is_requested_again_as_a_whole_begins_no_transaction(settle
     assert verdicts(runs.run(targets)) == {"changed": 4}
     assert sum(map(len, written)) == 4
     assert all(written)
-
-
-def test_a_failed_second_answer_is_a_failure_and_the_others_are_judged_without_it(settled):
-    targets = users(4)
-    runs = settled(targets, numbered(1, 5))
-    lists = dict(zip(targets, (3, 3, 3, 3), strict=True))
-    refused = Refused("no", code="62103")
-    runs.upstream.says = lambda target, question: (
-        refused if (target, question) == (targets[0], 2) else numbered(1, lists[target])
-    )
-    assert verdicts(runs.run(targets)) == {"failed": 1, "changed": 3}, "six of twenty are not ten"
-    assert runs.removed() == 6
 
 
 @pytest.mark.parametrize(
@@ -286,17 +255,6 @@ def test_a_retired_list_does_not_count_for_its_organisation(settled):
         context.store.retire_others(targets[:2], dt.datetime.now(dt.UTC), None)
     runs.upstream.lists = dict.fromkeys(targets, numbered(1, 4))
     assert verdicts(runs.run(targets[:2])) == {"held": 2}, "10 of 18, not of 180"
-
-
-def test_a_stop_before_the_second_answers_leaves_the_removals_to_the_next_run(settled):
-    targets = users(4)
-    runs = settled(targets)
-    runs.upstream.says = lambda target, question: numbered(1, 8) if question == 1 else None
-    report = runs.run(targets)
-    assert (report.status, report.tally.settled, report.tally.interrupted) == ("aborted", 0, 4)
-    assert runs.removed() == 0
-    runs.upstream.says = lambda target, question: numbered(1, 8)
-    assert verdicts(runs.run(targets)) == {"changed": 4}
 
 
 # However many there are

@@ -75,29 +75,40 @@ def test_a_slot_has_passed_when_its_run_had_its_time(
 # --------------------------------------------------------------------------------------------------- overdue
 
 
-def test_a_target_is_overdue_when_three_due_slots_passed_without_an_observation(engine: Engine, diary: Diary) -> None:
-    diary.answer(numbered(1, 3), START, ANN)
-    later = START + dt.timedelta(minutes=2)
-    assert overdue(engine, schedule(ANN), later + 2 * HOUR) == set()
-    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == {ANN}
-    diary.answer(numbered(1, 3), later + 3 * HOUR, ANN)
-    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == set()
+LIVES = {
+    "three due slots passed without an observation": (["0 seen"], {2: False, 3: True}),
+    "an observation ends it": (["0 seen", "3.04 seen"], {3: False}),
+    "a run under way excuses one slot": (["0 seen", "3 running"], {3: False, 4: True}),
+    "but none where the target was overdue before": (["0 seen", "4 running"], {3: True, 3.97: True, 4: True}),
+    "never observed, and no run ends": (["0 failed", "1 aborted", "2 aborted", "3 aborted"], {2: False, 3: True}),
+    "registered, and none ends": (
+        ["0 known", "0 failed", "1 aborted", "2 aborted", "3 aborted"],
+        {2: False, 3: True},
+    ),
+    "last observed when the clock was ahead, and no run ends": (
+        ["-1 succeeded", "-1 seen", "720 succeeded", "720 seen", "0 aborted", "1 aborted", "2 aborted"],
+        {1: False, 2: True},
+    ),
+}
+"""What happened at which hour to an hourly schedule and its target; and whether that is overdue two minutes past."""
 
 
-def test_a_running_run_excuses_one_slot_only(engine: Engine, diary: Diary) -> None:
-    diary.answer(numbered(1, 3), START, ANN)
-    run(engine, START + 3 * HOUR, "running")
-    later = START + dt.timedelta(minutes=2)
-    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == set()
-    assert overdue(engine, schedule(ANN), later + 4 * HOUR) == {ANN}
-
-
-def test_an_overdue_target_stays_overdue_while_the_next_run_begins(engine: Engine, diary: Diary) -> None:
-    diary.answer(numbered(1, 3), START, ANN)
-    assert overdue(engine, schedule(ANN), START + 3 * HOUR + dt.timedelta(minutes=2)) == {ANN}
-    run(engine, START + 4 * HOUR, "running")
-    for minutes in (0, 0.5, 2):
-        assert overdue(engine, schedule(ANN), START + 4 * HOUR + dt.timedelta(minutes=minutes)) == {ANN}
+@pytest.mark.parametrize("name", LIVES)
+def test_a_target_is_overdue_after_three_slots_in_which_nobody_heard_of_it(
+    engine: Engine, diary: Diary, name: str
+) -> None:
+    told, expected = LIVES[name]
+    for step in told:
+        hour, what = step.split()
+        at = START + float(hour) * HOUR
+        if what == "seen":
+            diary.answer(numbered(1, 3), at, ANN)
+        elif what == "known":
+            diary.store.fences([ANN], register=True)
+        else:
+            run(engine, at, what)  # type: ignore[arg-type]
+    looked = {hours: START + hours * HOUR + dt.timedelta(minutes=2) for hours in expected}
+    assert {hours: overdue(engine, schedule(ANN), at) == {ANN} for hours, at in looked.items()} == expected
 
 
 @pytest.mark.parametrize("code", ["62101", "62103", "99403", "99404"])
@@ -146,20 +157,6 @@ def test_a_target_that_was_never_observed_is_overdue_after_three_attempts(engine
     assert overdue(engine, schedule(ANN), now) == {ANN}
 
 
-@pytest.mark.parametrize("registered", [True, False])
-def test_a_target_that_was_never_observed_is_overdue_when_no_run_ends(
-    engine: Engine, diary: Diary, registered: bool
-) -> None:
-    if registered:
-        diary.store.fences([ANN], register=True)
-    run(engine, START, "failed")
-    for hours in (1, 2, 3):
-        run(engine, START + hours * HOUR, "aborted")
-    later = START + dt.timedelta(minutes=2)
-    assert overdue(engine, schedule(ANN), later + 2 * HOUR) == set()
-    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == {ANN}
-
-
 def test_a_schedule_that_never_ran_is_given_its_slots_from_when_the_service_knew_it(engine: Engine) -> None:
     later = START + dt.timedelta(minutes=2)
     assert overdue(engine, schedule(ANN), later) == set()
@@ -203,15 +200,6 @@ def test_a_target_that_was_last_observed_ahead_of_now_is_judged_by_what_fails_si
     run(engine, START + 3 * HOUR)
     diary.answer(numbered(1, 4), START + 3 * HOUR, ANN)
     assert overdue(engine, schedule(ANN), now + 3 * HOUR) == set(), "observed, though it is recorded a month ahead"
-
-
-def test_a_target_that_was_last_observed_ahead_of_now_is_overdue_when_no_run_ends(engine: Engine, diary: Diary) -> None:
-    ahead_by_a_month(engine, diary)
-    now = START + dt.timedelta(minutes=2)
-    for hours in range(3):
-        run(engine, START + hours * HOUR, "aborted")
-    assert overdue(engine, schedule(ANN), now + HOUR) == set()
-    assert overdue(engine, schedule(ANN), now + 2 * HOUR) == {ANN}
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(30, False), (90, True)])

@@ -165,19 +165,6 @@ def test_a_hold_goes_on_with_a_new_issue_each_time_and_keeps_its_beginning(diary
     diary.check()
 
 
-def test_times_never_go_back_behind_the_beginning_of_a_hold(diary):
-    """A whole hold makes neither span nor version; its time is on record all the same."""
-    diary.answer(TWENTY, START)
-    assert diary.answer(numbered(101, 140), after(hours=5)).verdict == "held"
-    diary.answer(numbered(11, 20), after(hours=3))
-    diary.answer([*numbered(1, 19), flow(20, "other")], after(hours=4))
-    since = row(diary.engine, "target")["held_since"]
-    assert since is None
-    latest = row(diary.engine, "change_set", "version = 2")["observed_at"]
-    assert str(latest) > str(after(hours=5))[:19]
-    diary.check()
-
-
 # Order
 
 
@@ -581,14 +568,6 @@ def test_the_slot_of_an_aborted_run_counts_as_not_served(diary):
     assert not store.was_aborted("plants", after(hours=1))
     assert not store.was_aborted("other", START)
     assert store.begin_run(slot(), START) is not None
-
-
-def test_a_run_that_was_declared_dead_stays_dead(diary):
-    age(diary.engine, diary.run_id, 500)
-    assert diary.store.abort_abandoned_runs(START) == [diary.run_id]
-    before = row(diary.engine, "sync_run")
-    assert not diary.store.finish_run(diary.run_id, "succeeded", {"changed": 3}, after(hours=1))
-    assert row(diary.engine, "sync_run") == before
 
 
 def test_ending_a_run_twice_is_allowed_if_the_result_is_the_same(diary):
