@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from etl.domain.detail import Detail
+from etl.domain.answers import Detail
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api

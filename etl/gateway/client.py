@@ -15,7 +15,7 @@ import structlog
 from etl import __version__
 from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
-from etl.domain.detail import Detail
+from etl.domain.answers import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, TransientGatewayError
 from etl.gateway import calls, roster

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Engine, Select, String, TextClause, bindparam, distinct, func, select, text
 
 from etl.config.slots import quartz_in_words
-from etl.domain.detail import sentence
+from etl.domain.answers import sentence
 from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import VERDICTS, Target
 from etl.notify import digest

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, FromClause, ScalarSelect, func, selec
 
 from etl.config.slots import quartz_in_words
 from etl.database import reading
-from etl.domain.detail import sentence
+from etl.domain.answers import sentence
 from etl.report.rows import ListChange, ListState, OrgWorkflowEvent
 from etl.schema import TARGET_KEY, change_set, target, workflow_detail
 

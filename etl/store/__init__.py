@@ -14,13 +14,14 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from etl.domain.detail import Detail
+from etl.database.transactions import Transactions, reads, writes
+from etl.domain.answers import Detail
 from etl.domain.model import Fence, Outcome, RunStatus, State, Target
 from etl.domain.seal import targets_digest
 from etl.errors import SigningError
 from etl.store import (
+    answers,
     commit,
-    details,
     fences,
     lease,
     membership,
@@ -33,9 +34,9 @@ from etl.store import (
     story_writes,
     turnover,
 )
+from etl.store.answers import CHANGES_WITH_DETAILS, Changed
 from etl.store.bulk import grouped
 from etl.store.commit import STALE, was_committed
-from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
 from etl.store.membership import Retirement
@@ -52,7 +53,6 @@ from etl.store.rosters import (
 )
 from etl.store.runs import NewRun
 from etl.store.story_rows import FlowKey
-from etl.store.transactions import Transactions, reads, writes
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 
 __all__ = [
@@ -91,7 +91,7 @@ class Store(Transactions):
 
     removals = reads(turnover.removal_sums)
     listed_workflows = reads(turnover.listed_workflows)
-    changed_workflows = reads(details.changed_workflows)
+    changed_workflows = reads(answers.changed_workflows)
 
     rosters = reads(rosters_of)
     roster_organisations = reads(roster_organisations)
@@ -291,8 +291,8 @@ class Store(Transactions):
     def add_details(self, run_id: int, found: Sequence[Detail], *, keep_body: bool) -> None:
         """Append what EnOS said about workflows that a run found changed."""
         self._write(
-            lambda connection: details.add(connection, run_id, found, keep_body=keep_body),
-            lambda _, connection: details.were_added(connection, run_id, found),
+            lambda connection: answers.add_details(connection, run_id, found, keep_body=keep_body),
+            lambda _, connection: answers.details_were_added(connection, run_id, found),
         )
 
     def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:

@@ -29,7 +29,7 @@ from etl.domain.chain import FORMAT, GENESIS
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
-from etl.store import details, holds, turnover
+from etl.store import answers, holds, turnover
 from etl.store.bulk import BulkValues, insert_into, insert_rows
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
@@ -144,7 +144,7 @@ def apply(
     _write_targets(connection, won, _open_spans(connection, won))
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
-    details.keep_answers(connection, run_id, won)
+    answers.keep_answers(connection, run_id, won)
     return Applied(lost, issue_id)
 
 

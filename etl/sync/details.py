@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from etl.domain.detail import Detail
+from etl.domain.answers import Detail
 from etl.errors import DatabaseError, GatewayError, Interrupted, RunClosed
 from etl.store import Changed
 from etl.sync.batch import CircuitBreaker, RunContext

@@ -20,8 +20,7 @@ from etl.schema import UnreadableTime, target
 from etl.verify.answers import Answers, TargetAnswers, bodies, details
 from etl.verify.chain import Chain, Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
-from etl.verify.heads import heads, latest_seal_line, seal_lines
-from etl.verify.heads_file import HeadsFile, whole_lines
+from etl.verify.heads import HeadsFile, heads, latest_seal_line, seal_lines, whole_lines
 from etl.verify.history import history
 from etl.verify.kept import against
 from etl.verify.observations import RunTimes, observations, run_times

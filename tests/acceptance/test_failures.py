@@ -253,7 +253,7 @@ def test_a_database_that_was_away_is_used_again_when_it_is_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "TICK_SECONDS", 0.05)
-    monkeypatch.setattr("etl.store.transactions._PAUSES_SECONDS", (0.01,))
+    monkeypatch.setattr("etl.database.transactions._PAUSES_SECONDS", (0.01,))
     with Served(engine, [scheduled("plants", Every(dt.timedelta(seconds=1)))], Clock()) as served:
         service, ended = served.service, len(served.wait_for_runs(1))
         with gone(engine):

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from etl import signing
 from etl.database import connect, upgrade
-from etl.domain.detail import Detail
+from etl.domain.answers import Detail
 from etl.schema import metadata
 from etl.signing.keys import PublicKey
 from etl.signing.timestamps import Authorities

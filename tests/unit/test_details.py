@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from etl.domain.detail import Detail, moment, sentence
+from etl.domain.answers import Detail, moment, sentence
 from etl.errors import GatewayError, Malformed, Refused
 from tests.support.gateways import gateway
 from tests.support.hostile import Hostile, Step, http

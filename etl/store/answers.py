@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection, func, insert, select
 
-from etl.domain.detail import Detail
+from etl.domain.answers import Detail
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import Outcome
 from etl.schema import CHANGE_KIND, answer, change_set, target, workflow_change, workflow_detail
@@ -41,15 +41,15 @@ def changed_workflows(connection: Connection, run_id: int, most: int) -> list[Ch
     return [Changed(*row) for row in connection.execute(found.limit(most))]
 
 
-def were_added(connection: Connection, run_id: int, found: Sequence[Detail]) -> bool:
-    """Whether the rows that ``add`` made were committed."""
+def details_were_added(connection: Connection, run_id: int, found: Sequence[Detail]) -> bool:
+    """Whether the rows that ``add_details`` made were committed."""
     last = found[-1]
     mine = (workflow_detail.c.run_id == run_id, workflow_detail.c.org_id == last.org_id)
     there = select(workflow_detail.c.id).where(*mine, workflow_detail.c.flow_id == last.flow_id)
     return connection.execute(there.limit(1)).first() is not None
 
 
-def add(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_body: bool) -> None:
+def add_details(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_body: bool) -> None:
     """Append what EnOS said, in the given order. Raises RunClosed if the run is sealed already."""
     seals.require_unsealed(connection, run_id)
     rows = [
