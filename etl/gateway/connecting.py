@@ -24,7 +24,7 @@ from urllib3.util.ssltransport import SSLTransport
 from etl.config import GatewaySettings
 from etl.errors import ConfigError, GatewayUnreachable, Problem
 from etl.gateway.connection import Connection, desync
-from etl.gateway.deadline import Deadline, Watchdog
+from etl.gateway.deadline import Deadline
 
 _VERIFIED_SECONDS: Final = 3600.0
 _LOOK_SECONDS: Final = 0.05
@@ -47,7 +47,7 @@ class Server:
 class Connector:
     """Opens connections to the gateway, or to the proxy that reads requests to it. Thread-safe."""
 
-    def __init__(self, settings: GatewaySettings, watchdog: Watchdog) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         url, proxy = urlsplit(settings.url), settings.proxy
         self._origin = Server(url)
         self._proxy = Server(urlsplit(proxy)) if proxy else None
@@ -59,7 +59,6 @@ class Connector:
             raise ConfigError([Problem("gateway.proxy", why)]) from None
         self._forwards = self._proxy is not None and not self._origin.is_tls
         self.origin = f"{url.scheme}://{url.netloc}"
-        self._watchdog = watchdog
         tls = self._origin.is_tls or (self._proxy is not None and self._proxy.is_tls)
         self.context = verifying(settings.ca_bundle) if tls else None
 
@@ -124,7 +123,7 @@ class Connector:
 
     def _connected(self, address: tuple[Any, ...], deadline: Deadline, seconds: float) -> Connection:
         connecting = socket.socket(*address[:3])
-        connection = Connection(connecting, self._watchdog)
+        connection = Connection(connecting)
         try:
             deadline.hold(connection.handle)
             connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -15,7 +15,7 @@ import h11
 from requests.structures import CaseInsensitiveDict
 
 from etl.errors import GatewayUnreachable, Malformed
-from etl.gateway.deadline import Watchdog
+from etl.gateway.deadline import Handle
 
 IdleState = Literal["quiet", "closed", "stray"]
 """The state of an idle connection: nothing came, its end came, or bytes that belong to no request."""
@@ -44,13 +44,11 @@ class Head(NamedTuple):
 class Connection:
     """A connection whose socket can be ended by the Deadline of the thread that uses it. Not thread-safe."""
 
-    def __init__(self, connected: socket.socket, watchdog: Watchdog) -> None:
+    def __init__(self, connected: socket.socket) -> None:
         self.connected = connected
-        self.handle = connected.dup()
-        """A second handle on the same socket: it stays valid while TLS takes the first one over."""
+        self.handle = Handle(connected)
         self.exchanges = 0
         self.opened_at = time.monotonic()
-        self._watchdog = watchdog
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self._leftover = b""
 
@@ -147,14 +145,12 @@ class Connection:
 
     def half_close(self) -> None:
         """Tell the other side that no further request comes: it reads the end of the connection."""
-        with suppress(OSError):
-            self.handle.shutdown(socket.SHUT_WR)
+        self.handle.shut(socket.SHUT_WR)
 
     def close(self) -> None:
         with suppress(OSError):
             self.connected.close()
-        with self._watchdog.lock:
-            self.handle.close()
+        self.handle.close()
 
 
 def unanswered() -> GatewayUnreachable:

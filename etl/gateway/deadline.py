@@ -17,14 +17,32 @@ from etl.errors import GatewayUnreachable, Interrupted
 _TICK_SECONDS: Final = 0.05
 
 
+class Handle:
+    """A second handle on a connection's socket: it stays valid while TLS takes the first one over."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected.dup()
+        self.lock = threading.Lock()
+        """Held to shut and to close it: the number of a closed one may be another's. Each has its own, because whoever
+        waits for a lock waits for the interpreter, too."""
+
+    def shut(self, how: int) -> None:
+        with suppress(OSError):  # no longer connected, or closed: its reader has woken already
+            self._socket.shutdown(how)
+
+    def close(self) -> None:
+        with self.lock:
+            self._socket.close()
+
+
 class Deadline:
-    """The deadline of one target, and the socket that its thread waits for at the moment. A context manager."""
+    """The deadline of one target, and the connection that its thread waits for at the moment. A context manager."""
 
     __slots__ = ("_held", "_watchdog", "cut", "ends_at", "seconds")
 
     def __init__(self, watchdog: Watchdog, seconds: float) -> None:
         self._watchdog = watchdog
-        self._held: socket.socket | None = None
+        self._held: Handle | None = None
         self.seconds = seconds
         self.ends_at = time.monotonic() + seconds
         self.cut: Literal["", "deadline", "stop"] = ""
@@ -40,26 +58,24 @@ class Deadline:
     def remaining(self) -> float:
         return self.ends_at - time.monotonic()
 
-    def hold(self, connected: socket.socket) -> None:
+    def hold(self, handle: Handle) -> None:
         """From now on this is what a cut shuts; at once, if the deadline has passed already."""
-        with self._watchdog.lock:
-            self._held = connected
-            self._shut_if_cut()
+        self._held = handle
+        if self.cut:
+            handle.shut(socket.SHUT_RDWR)
 
     def release(self) -> None:
         """From now on a cut shuts nothing: another thread may use what was held."""
-        with self._watchdog.lock:
-            self._held = None
+        if held := self._held:
+            with held.lock:
+                self._held = None
 
     def end(self, why: Literal["deadline", "stop"]) -> None:
-        with self._watchdog.lock:
-            self.cut = self.cut or why
-            self._shut_if_cut()
-
-    def _shut_if_cut(self) -> None:
-        if self.cut and self._held:
-            with suppress(OSError):  # no longer connected, or closed: its reader has woken already
-                self._held.shutdown(socket.SHUT_RDWR)
+        self.cut = self.cut or why
+        if held := self._held:
+            with held.lock:
+                if self._held is held:
+                    held.shut(socket.SHUT_RDWR)
 
     def pause(self, seconds: float) -> None:
         """Waits, but not beyond the deadline; returns early when the stop comes, which the next ``check`` reports."""
@@ -78,8 +94,7 @@ class Watchdog:
 
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
-        self.lock = threading.Lock()
-        """Held to shut a socket, and to close one that a Deadline may hold: its number may be another's afterwards."""
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._busy = threading.Event()
         self._deadlines: set[Deadline] = set()
@@ -107,7 +122,7 @@ class Watchdog:
         self._end_all()
 
     def _begin(self) -> None:
-        with self.lock:
+        with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="gateway-watchdog", daemon=True)
                 self._thread.start()

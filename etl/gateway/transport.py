@@ -67,7 +67,7 @@ class Transport(BaseAdapter):
         desynced: Callable[[], None],
     ) -> None:
         super().__init__()
-        self._connector = Connector(settings, watchdog)
+        self._connector = Connector(settings)
         self._watchdog = watchdog
         self._clock = clock
         self._desynced = desynced

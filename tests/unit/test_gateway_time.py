@@ -16,7 +16,7 @@ import pytest
 from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Interrupted, Malformed, PermanentGatewayError
 from etl.gateway import Gateway
-from etl.gateway.deadline import Watchdog
+from etl.gateway.deadline import Handle, Watchdog
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, at_once, failure, gateway, one_exchange, settings_for
 from tests.support.hostile import Hostile, Peer, Step, answer, chunked, code, flows, http, then
 
@@ -329,6 +329,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.near, self.far = socket.socketpair()
+        self.held = Handle(self.near)
         self.far.settimeout(SAFETY_NET_SECONDS)
 
     def was_shut(self) -> bool:
@@ -343,6 +344,7 @@ class Wire:
 def wire() -> Iterator[Wire]:
     made = Wire()
     yield made
+    made.held.close()
     made.near.close()
     made.far.close()
 
@@ -356,7 +358,7 @@ def watchdog() -> Iterator[Watchdog]:
 
 def test_the_earliest_of_many_deadlines_is_met(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(3000), watchdog.watch(0.1) as watch, watchdog.watch(2000):
-        watch.hold(wire.near)
+        watch.hold(wire.held)
         assert wire.far.recv(1) == b""
         assert watch.cut == "deadline"
         with pytest.raises(GatewayUnreachable, match=r"0\.1 s"):
@@ -366,13 +368,13 @@ def test_the_earliest_of_many_deadlines_is_met(watchdog: Watchdog, wire: Wire) -
 def test_a_connection_added_after_the_deadline_is_shut_at_once(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(3000) as watch:
         watch.end("deadline")
-        watch.hold(wire.near)
+        watch.hold(wire.held)
         assert wire.was_shut()
 
 
 def test_a_released_connection_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(3000) as watch:
-        watch.hold(wire.near)
+        watch.hold(wire.held)
         watch.release()
         watch.end("deadline")
     assert not wire.was_shut()
@@ -384,5 +386,5 @@ def test_it_rests_while_nothing_is_under_way(watchdog: Watchdog, wire: Wire) -> 
     while watchdog._busy.is_set():
         threading.Event().wait(0.005)
     with watchdog.watch(0.05) as watch:
-        watch.hold(wire.near)
+        watch.hold(wire.held)
         assert wire.far.recv(1) == b""
