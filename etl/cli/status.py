@@ -69,7 +69,7 @@ def status(options: Options) -> None:
             "verified": summary.checked and summary.checked._asdict(),
             "freshness": snapshot and _freshness(snapshot),
             "schedules": _schedules(configured, snapshot, now)[:limit] if configured and snapshot else [],
-            "overdue": [_named(each) for each in snapshot.overdue[:limit]] if snapshot else [],
+            "overdue": [_as_json(each) for each in snapshot.overdue[:limit]] if snapshot else [],
             "runs": [run._asdict() for run in runs],
             "causes": [cause._asdict() for cause in why],
         }
@@ -133,7 +133,7 @@ def _freshness(found: HealthSnapshot) -> dict[str, Any]:
     return {"status": found.freshness, "overdue": len(found.overdue), **counts}
 
 
-def _named(overdue: Overdue) -> dict[str, Any]:
+def _as_json(overdue: Overdue) -> dict[str, Any]:
     """An overdue target as one flat object."""
     columns = overdue._asdict()
     return {"schedule": columns.pop("schedule"), **columns.pop("target")._asdict(), **columns}

@@ -15,8 +15,8 @@ ACCESS_KEY = "demo-access-key"
 SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for the demo
 
 
-class Step(NamedTuple):
-    """The title of a step, and the explanation before its sync."""
+class Scene(NamedTuple):
+    """Its title, and the explanation before its sync."""
 
     title: str
     text: str
@@ -44,12 +44,12 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
     return settings
 
 
-def steps(gateway: DemoGateway) -> Iterator[Step]:
+def scenes(gateway: DemoGateway) -> Iterator[Scene]:
     """The acts. Each changes the world or the gateway, and expects one sync before the next."""
     org = gateway.world.orgs()[0]
     user, other, *_ = gateway.world.users(org)
-    yield Step("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
-    yield Step(
+    yield Scene("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
+    yield Scene(
         "Nothing happened", "The same lists in another order: one hash per target, and nothing new in the trail."
     )
     renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
@@ -57,12 +57,12 @@ def steps(gateway: DemoGateway) -> Iterator[Step]:
     gateway.world.rename(org, renamed.flow_id, f"{renamed.flow_name}_v2")
     gateway.world.remove_flow(org, gone.flow_id)
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
-    yield Step("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
+    yield Scene("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
     gateway.down = True
-    yield Step("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
+    yield Scene("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
     gateway.down, gateway.emptied = False, (other,)
-    yield Step(
+    yield Scene(
         "A false answer", f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals."
     )
     gateway.emptied = ()
-    yield Step("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
+    yield Scene("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")

@@ -63,7 +63,7 @@ def failed(fence: Fence, error: Failure) -> Outcome:
     return Outcome(fence=fence, verdict="failed", issue=Issue(error.code, error.message, error.attempts))
 
 
-def judged(
+def decided(
     fence: Fence,
     state: State,
     snapshot: Snapshot,

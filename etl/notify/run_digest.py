@@ -116,7 +116,7 @@ class _Issue(NamedTuple):
 
     def __str__(self) -> str:
         code = f" ({digest.quoted(self.error_code)})" if self.error_code else ""
-        return f"{_named(self)}: {digest.cut(self.message)}{code}"
+        return f"{_label(self)}: {digest.cut(self.message)}{code}"
 
 
 class _Recovery(NamedTuple):
@@ -127,7 +127,7 @@ class _Recovery(NamedTuple):
 
     def __str__(self) -> str:
         ended = "gives valid answers again" if self.verdict == "failed" else "no longer holds removals"
-        return f"{_named(self)}: {ended}"
+        return f"{_label(self)}: {ended}"
 
 
 def digest_of(
@@ -225,7 +225,7 @@ def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElem
     ]
 
 
-def _named(row: _Issue | _Recovery) -> str:
+def _label(row: _Issue | _Recovery) -> str:
     return digest.quoted(str(Target(row.org_id, row.user_id, row.expression)))
 
 

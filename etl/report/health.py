@@ -2,7 +2,7 @@
 
 Only this module reads these facts. `/freshness`, `/metrics`, `status`, the page and the report show its result, so they
 cannot disagree. A time ahead of now was recorded while a clock was ahead. It counts neither as an observation, nor as a
-change or a success: a target that was last observed then is judged like one that was never observed, by its failures
+change or a success: a target that was last observed then is treated like one that was never observed, by its failures
 and by whether the runs of its schedule end.
 """
 

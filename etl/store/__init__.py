@@ -26,10 +26,10 @@ from etl.store import (
     lease,
     membership,
     notifications,
-    projection,
     retention,
     runs,
     seals,
+    story,
     story_rows,
     story_writes,
     turnover,
@@ -234,22 +234,22 @@ class Store(Transactions):
                 suspects |= conflict.target_ids
 
     def project(self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime]) -> None:
-        """Judge what the end of a run changes in organisations, and write it; see ``projection``.
+        """Judge what the end of a run changes in organisations, and write it; see ``story``.
 
         ``began`` is when the run began.
         """
         due = self._read(lambda connection: story_rows.due_organisations(connection, run_id, now()))
-        for group in grouped(due, itemgetter(1), projection.MEMBERS_AT_ONCE):
+        for group in grouped(due, itemgetter(1), story.MEMBERS_AT_ONCE):
             orgs = [org_id for org_id, _ in group]
-            step = projection.Step(run_id, began, now())
+            step = story.Step(run_id, began, now())
             differing: set[FlowKey] = set()
             while not self._project(orgs, step, differing):
                 pass
 
-    def _project(self, orgs: Sequence[str], step: projection.Step, differing: set[FlowKey]) -> bool:
+    def _project(self, orgs: Sequence[str], step: story.Step, differing: set[FlowKey]) -> bool:
         """Whether it is done. If not, another step came in between, or first lists turned out to differ."""
-        judged = self._read(lambda connection: projection.read_steps(connection, orgs, step, differing))
-        if not any(story.changes_something for story in judged):
+        judged = self._read(lambda connection: story.read_steps(connection, orgs, step, differing))
+        if not any(each.changes_something for each in judged):
             return True
         try:
             self._write(

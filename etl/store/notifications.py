@@ -35,8 +35,8 @@ class NotifiableTarget(NamedTuple):
 def unnotified_runs(connection: Connection, since: dt.datetime) -> list[UnnotifiedRun]:
     """The runs that finished ``since`` then, in that order, whatever the order of their ids."""
     columns = [sync_run.c[name] for name in UnnotifiedRun._fields]
-    untold = (sync_run.c.notified_at.is_(None), sync_run.c.finished_at >= since)
-    found = select(*columns).where(*untold).order_by(sync_run.c.finished_at, sync_run.c.id)
+    unnotified = (sync_run.c.notified_at.is_(None), sync_run.c.finished_at >= since)
+    found = select(*columns).where(*unnotified).order_by(sync_run.c.finished_at, sync_run.c.id)
     return [UnnotifiedRun(*row) for row in connection.execute(found)]
 
 

@@ -3,7 +3,7 @@
 | step | does | afterwards |
 |---|---|---|
 | close | sets `closed_at`, under the run's lock | nobody writes for the run any more: RunClosed |
-| judge | writes what follows from it in its organisations (``projection``), while the run is not sealed | |
+| judge | writes what follows from it in its organisations (``story``), while the run is not sealed | |
 | seal | writes status and sums, digests what the run wrote, and seals it under the lock on the trail's head | |
 
 Each step can be repeated: if a process died after closing a run, the next one that finds it seals it.

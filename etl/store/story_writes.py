@@ -16,7 +16,7 @@ from etl.domain.organisation.versions import Member, Version, first_answer
 from etl.schema import org_event, org_flow, org_loss, org_state, org_step
 from etl.store import seals, story_rows, turnover
 from etl.store.bulk import BulkValues, insert_rows
-from etl.store.projection import JudgedWorkflow, Step, StoryStep
+from etl.store.story import JudgedWorkflow, Step, StoryStep
 from etl.store.story_rows import FLOWS, FlowKey
 
 

@@ -90,8 +90,8 @@ def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], remo
     """
     turnover = _turnover(outcomes)
     losing = {org for org, changes in turnover.items() if changes["removed"]}
-    if unjudged := [org for org in losing if org not in removals.sums]:
-        raise ValueError(f"nobody judged what is removed in {', '.join(sorted(unjudged))}")
+    if undecided := [org for org in losing if org not in removals.sums]:
+        raise ValueError(f"nobody decided what is removed in {', '.join(sorted(undecided))}")
     approved = {o.fence.target.org_id for o in outcomes if o.change_set and o.change_set.approved_by is not None}
     if losing or approved:
         lock_organisations(connection, sorted(losing | approved))

@@ -1,4 +1,4 @@
-"""One run over many targets: write its row first, then work in batches (read fences, fetch, judge, apply)."""
+"""One run over many targets: write its row first, then work in batches (read fences, fetch, decide, apply)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One batch of a run: read fences, ask, judge, apply. A target that fails touches no other."""
+"""One batch of a run: read fences, ask, decide, apply. A target that fails touches no other."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from etl.errors import (
 from etl.gateway import Gateway, reread_strictly
 from etl.store import STALE, RunBegun, Store, TooManyRemovals
 from etl.store.bulk import grouped
+from etl.sync.deciding import Decider
 from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
-from etl.sync.judging import Judge
 from etl.sync.removals import PendingAnswer
 from etl.sync.result import BatchResult, RunOptions, Tally, TargetIssue
 
@@ -87,7 +87,7 @@ class Batch:
         self._breaker = breaker
         self._tally = Tally()
         self._counting = threading.Lock()
-        self._judge = Judge(options, context.limits)
+        self._decider = Decider(options, context.limits)
 
     def settle(self, targets: Sequence[Target]) -> BatchResult:
         """Ask for each of ``targets`` and write the outcome, except for those that are deferred or pending.
@@ -128,8 +128,8 @@ class Batch:
         """Write the outcomes of pending answers that can be decided now."""
         for some in grouped(undecided, attrgetter("flows"), FLOWS_A_GROUP):
             states = self._context.store.states([each.fence.target_id for each in some])
-            self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
-        return BatchResult(self._tally, self._judge.found())
+            self._apply(list(self._decider.decide([(states[each.fence.target_id], each) for each in some])))
+        return BatchResult(self._tally, self._decider.found())
 
     def _fences(self, targets: Sequence[Target]) -> list[Fence]:
         """The fences of ``targets``, in their order. Raises DatabaseUnreachable and RunClosed."""
@@ -145,12 +145,12 @@ class Batch:
             fetcher = Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
             with closing(fetcher.groups()) as groups:
                 for group in groups:
-                    write(self._judge_group(group))
-        return BatchResult(self._tally, self._judge.found())
+                    write(self._decide_group(group))
+        return BatchResult(self._tally, self._decider.found())
 
     @contextmanager
     def _writing(self) -> Iterator[Callable[[Sequence[Outcome]], None]]:
-        """Apply groups in the background while the next ones are judged. Errors are raised by a later call."""
+        """Apply groups in the background while the next ones are decided on. Errors are raised by a later call."""
         under_way: deque[Future[None]] = deque()
 
         def write(outcomes: Sequence[Outcome]) -> None:
@@ -200,9 +200,9 @@ class Batch:
         answer is only counted. One that differs otherwise is read a second time, strictly. Raises Malformed.
         """
         fetch = self._context.gateway.fetch
-        judged_anyway = fence.held or not fence.version or self._options.approval is not None
-        own_connection = judged_anyway or self._options.second is not None
-        known = None if judged_anyway else fence.data_hash
+        decided_anyway = fence.held or not fence.version or self._options.approval is not None
+        own_connection = decided_anyway or self._options.second is not None
+        known = None if decided_anyway else fence.data_hash
         snapshot = fetch(fence.target, known, own_connection=own_connection)
         differs = not _is_as_before(fence, snapshot)
         if differs and not snapshot.sole_answer:
@@ -218,8 +218,8 @@ class Batch:
         kept = answers.kept(snapshot.data_hash, bytes(snapshot.data)) if self._context.keeps_answers else None
         return Fetched(fence, _without_bytes(snapshot, kept), differs=True)
 
-    def _judge_group(self, group: Sequence[Fetched]) -> list[Outcome]:
-        self._judge.answered(fetched.fence.target for fetched in group)
+    def _decide_group(self, group: Sequence[Fetched]) -> list[Outcome]:
+        self._decider.answered(fetched.fence.target for fetched in group)
         outcomes, differing = list[Outcome](), list[tuple[Fence, Snapshot]]()
         for fence, answer, differs in group:
             if answer is None:
@@ -232,7 +232,7 @@ class Batch:
                 outcomes.append(verdict.unchanged(fence, answer, fence.coverage_gap))
         states = self._context.store.states([fence.target_id for fence, _ in differing if fence.version])
         known = [(fence, states.get(fence.target_id, State({})), snapshot) for fence, snapshot in differing]
-        return [*outcomes, *self._judge.judge(known)]
+        return [*outcomes, *self._decider.outcomes(known)]
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
         if not outcomes:
@@ -240,18 +240,18 @@ class Batch:
         if self._options.run_id is None:
             self._context.planned(outcomes)
             self._tally.add(outcomes)
-            self._judge.written(outcomes)
+            self._decider.written(outcomes)
             return
         try:
-            stale = self._context.store.apply(self._options.run_id, outcomes, self._judge.removals)
+            stale = self._context.store.apply(self._options.run_id, outcomes, self._decider.removals)
         except TooManyRemovals as found:
-            self._apply(self._judge.held_instead(outcomes, found.sums))
+            self._apply(self._decider.held_instead(outcomes, found.sums))
         except (DatabaseUnreachable, DatabaseDamaged):
             raise
         except DatabaseError as error:
             self._apply_apart(outcomes, error)
         else:
-            self._judge.written(outcomes)
+            self._decider.written(outcomes)
             with self._counting:
                 self._tally.add([_as_stale(o) if o.fence.target_id in stale else o for o in outcomes])
 
@@ -269,7 +269,7 @@ class Batch:
 
 
 def _without_bytes(snapshot: Snapshot, kept: KeptAnswer | None = None) -> Snapshot:
-    """What is to be judged: many of them are in memory at once."""
+    """What is to be decided on: many of them are in memory at once."""
     return msgspec.structs.replace(snapshot, body=b"", data=b"", kept=kept)
 
 

@@ -13,8 +13,8 @@ from etl.domain.model import Fence, Snapshot
 from etl.errors import GatewayError
 
 FLOWS_A_GROUP: Final = 10_000
-"""Workflows, in answers that differ, that are written in one transaction. While so many wait to be judged, nothing more
-is asked for, to bound memory."""
+"""Workflows, in answers that differ, that are written in one transaction. While so many wait for a verdict, nothing
+more is asked for, to bound memory."""
 _QUIET_SECONDS: Final = 1.0
 """After this long without an answer, a group is written although it is not full."""
 
@@ -55,7 +55,7 @@ class Fetcher:
         self._groups: deque[tuple[list[Fetched], int]] = deque()
         self._group: list[Fetched] = []
         self._flows = 0
-        """Workflows of the group that is filling; ``_flows_in_hand`` counts all that are not judged yet."""
+        """Workflows of the group that is filling; ``_flows_in_hand`` counts all without a verdict yet."""
         self._flows_in_hand = 0
 
     def groups(self) -> Generator[list[Fetched]]:

@@ -1,9 +1,9 @@
-"""What a run removes and changes, judged together at its end, in memory that does not grow with the targets.
+"""What a run removes and changes, decided together at its end, in memory that does not grow with the targets.
 
 1. First answers: an answer is uncertain if it removes something, or if it is an empty first list. Only how much it
    would remove is kept: four bytes per target, and two numbers per organisation.
 2. Second answers: those targets are asked again, in batches. An answer that removes something is believed or held as
-   soon as the sums decide it, whatever the remaining targets may answer (``SecondRound.ruling``).
+   soon as the sums decide it, whatever the remaining targets may answer (``SecondAnswers.ruling``).
 3. If it depends on them, the answer waits in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows in all;
    beyond that, removals are held.
 
@@ -41,7 +41,7 @@ class Deferred(NamedTuple):
     """Whether that is all it has."""
 
 
-class SecondRound(msgspec.Struct, kw_only=True):
+class SecondAnswers(msgspec.Struct, kw_only=True):
     """What a batch of second answers knows about its run; the batch updates its own copy with each answer."""
 
     first: Mapping[Target, Deferred]
@@ -51,7 +51,7 @@ class SecondRound(msgspec.Struct, kw_only=True):
     changes: Mapping[str, Mapping[ChangeKind, Sum]] = {}
     """By organisation and kind, the workflows that change in first answers."""
 
-    def copy(self) -> SecondRound:
+    def copy(self) -> SecondAnswers:
         return msgspec.structs.replace(self, orgs=dict(self.orgs))
 
     def answered(self, target: Target) -> None:
@@ -156,31 +156,31 @@ class RunRemovals:
             known |= new
             self._changing_ids += len(new)
 
-    def batches(self, size: int) -> Iterator[tuple[list[Target], SecondRound]]:
+    def batches(self, size: int) -> Iterator[tuple[list[Target], SecondAnswers]]:
         """The targets to ask again, in batches, each with the sums at the moment when it is taken."""
         waiting = (number for number, packed in enumerate(self._first) if packed)
         while numbers := list(islice(waiting, size)):
             first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
-            yield list(first), self._second_round(first, {target.org_id for target in first})
+            yield list(first), self._second_answers(first, {target.org_id for target in first})
 
-    def add_second(self, second_round: SecondRound, found: BatchRemovals) -> None:
+    def add_second(self, second_answers: SecondAnswers, found: BatchRemovals) -> None:
         """Add the result of a second batch; the first answers of its targets no longer count."""
-        self._expect(second_round.first.values(), -1)
+        self._expect(second_answers.first.values(), -1)
         self._count(found)
         self._undecided += found.undecided
 
-    def take_decided(self) -> tuple[list[PendingAnswer], SecondRound]:
+    def take_decided(self) -> tuple[list[PendingAnswer], SecondAnswers]:
         """The pending answers that can be decided now, and the sums; all pending answers if there are too many."""
-        second_round = self._second_round({}, {each.fence.target.org_id for each in self._undecided})
+        second_answers = self._second_answers({}, {each.fence.target.org_id for each in self._undecided})
         decided: list[PendingAnswer] = []
         waiting: list[PendingAnswer] = []
         for each in self._undecided:
-            ruling = second_round.ruling(each.fence.target.org_id, each.emptied)
+            ruling = second_answers.ruling(each.fence.target.org_id, each.emptied)
             (waiting if ruling == "wait" else decided).append(each)
         if sum(each.flows for each in waiting) > WAITING_FLOWS:
             decided, waiting = self._undecided, []
         self._undecided = waiting
-        return decided, second_round
+        return decided, second_answers
 
     def _expect(self, deferred: Collection[Deferred], sign: int) -> None:
         self._to_ask += sign * len(deferred)
@@ -192,12 +192,12 @@ class RunRemovals:
         self._seen.update(found.missing)
         self._emptied = self._emptied.plus(seen=found.emptied)
 
-    def _second_round(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondRound:
+    def _second_answers(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondAnswers:
         if unknown := org_ids - self._before.keys():
             self._before.update(self._removal_sums(unknown))
         orgs = {org: self._before[org].plus(self._seen[org], self._expected[org]) for org in org_ids}
         changes = {org: self._changes(org) for org in org_ids}
-        return SecondRound(first=first, orgs=orgs, emptied=self._emptied, changes=changes)
+        return SecondAnswers(first=first, orgs=orgs, emptied=self._emptied, changes=changes)
 
     def _changes(self, org_id: str) -> dict[ChangeKind, Sum]:
         """The sums that can matter. Beyond what memory holds, each reaches its limit."""

@@ -12,7 +12,7 @@ import msgspec
 from etl.domain.holds import Approval
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
-from etl.sync.removals import BatchRemovals, SecondRound
+from etl.sync.removals import BatchRemovals, SecondAnswers
 
 MOST_ISSUES: Final = 1_000
 """Issues of a run that are kept in memory; the table ``sync_issue`` has all of them."""
@@ -22,12 +22,12 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the batches of a run are to be settled."""
 
     run_id: int | None
-    """None: judge only, write nothing."""
+    """None: decide only, write nothing."""
     began_at: dt.datetime | None = None
     """When the run began: no observation is dated earlier."""
     approval: Approval | None = None
     """Who approves which held removals; None except in an approval."""
-    second: SecondRound | None = None
+    second: SecondAnswers | None = None
     """Set if the targets are asked a second time."""
 
 

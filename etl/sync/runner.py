@@ -131,7 +131,7 @@ def _settle(
     dispatcher: Dispatcher,
     tally: Tally,
 ) -> None:
-    """Ask for all targets, then again for those with an uncertain answer; second answers are judged together."""
+    """Ask for all targets, then again for those with an uncertain answer; second answers are decided on together."""
     removals = RunRemovals(
         targets,
         context.limits,
@@ -147,11 +147,11 @@ def _settle(
         tally.asked_again += len(work.targets)
         assert work.options.second is not None  # noqa: S101 - it was asked a second time
         removals.add_second(work.options.second, settled.found)
-        undecided, second_round = removals.take_decided()
+        undecided, second_answers = removals.take_decided()
         if context.stop.is_set():
             tally.interrupted += len(undecided)
         elif undecided:
-            its_options = msgspec.structs.replace(options, second=second_round)
+            its_options = msgspec.structs.replace(options, second=second_answers)
             tally.merge(Batch(context, its_options, dispatcher.breaker).decide(undecided).tally)
     tally.interrupted += removals.unsettled
 
@@ -162,8 +162,8 @@ def _first_batches(options: RunOptions, targets: Sequence[Target]) -> Iterator[_
 
 
 def _second_batches(options: RunOptions, removals: RunRemovals) -> Iterator[_Work]:
-    for targets, second_round in removals.batches(BATCH_SIZE):
-        yield _Work(msgspec.structs.replace(options, second=second_round), targets)
+    for targets, second_answers in removals.batches(BATCH_SIZE):
+        yield _Work(msgspec.structs.replace(options, second=second_answers), targets)
 
 
 class Dispatcher:

@@ -93,8 +93,8 @@ class TargetAnswers:
         for flow_id in sorted(listed.keys() | flows.keys()):
             is_held = flow_id not in listed and Doubt(flow_id, "removed", None) in self._held
             if listed.get(flow_id) != flows.get(flow_id) and not is_held:
-                told = f"{_described(listed.get(flow_id))}, as its answer has it"
-                raise Broken("workflow", Verbatim(told), Verbatim(_described(flows.get(flow_id))), row.version)
+                wanted = f"{_described(listed.get(flow_id))}, as its answer has it"
+                raise Broken("workflow", Verbatim(wanted), Verbatim(_described(flows.get(flow_id))), row.version)
         self._went.proven += 1
 
     def require_holds(self) -> None:

@@ -307,10 +307,10 @@ def _require_workflow(chain: Chain, row: WorkflowRow) -> None:
 
 def _require_failures(row: TargetRow) -> None:
     failed = row.consecutive_failures > 0
-    for name, told in (("last_error_code", row.last_error_code), ("last_error", row.last_error)):
-        if (told is not None) is not failed:
+    for name, value in (("last_error_code", row.last_error_code), ("last_error", row.last_error)):
+        if (value is not None) is not failed:
             expected = Verbatim(f"{'told' if failed else 'null'} after {row.consecutive_failures} failures")
-            raise Broken(f"target.{name}", expected, told)
+            raise Broken(f"target.{name}", expected, value)
 
 
 def _require_open_span(chain: Chain, row: TargetRow) -> None:

@@ -43,8 +43,8 @@ def _order(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding
     for table, disorder in _DISORDER.items() if rows else ():
         found = connection.execute(disorder, {"first": rows[0].id, "last": rows[-1].id})
         for owner, (row, *_) in groupby(found, key=_owner):
-            told = f"{shown(row.earlier)} or later, the time of a row of the target with a lower id"
-            yield Finding(target=owner, run_id=row.run_id, what=f"{table}.at", expected=told, found=shown(row.at))
+            wanted = f"{shown(row.earlier)} or later, the time of a row of the target with a lower id"
+            yield Finding(target=owner, run_id=row.run_id, what=f"{table}.at", expected=wanted, found=shown(row.at))
 
 
 def _retirements(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:
@@ -52,11 +52,11 @@ def _retirements(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[F
     for row in rows:
         expected = row.at if row.kind == "retired" else None
         if row.retired_at != expected:
-            told = f"{shown(expected)}, as target_membership has it"
-            yield _finding(row, "target.retired_at", told, shown(row.retired_at))
+            wanted = f"{shown(expected)}, as target_membership has it"
+            yield _finding(row, "target.retired_at", wanted, shown(row.retired_at))
         elif row.expected_gap not in (None, row.coverage_gap_seconds):
-            told = f"{int(row.expected_gap)}, the longest of the schedules that list it"
-            yield _finding(row, "target.coverage_gap_seconds", told, str(row.coverage_gap_seconds))
+            wanted = f"{int(row.expected_gap)}, the longest of the schedules that list it"
+            yield _finding(row, "target.coverage_gap_seconds", wanted, str(row.coverage_gap_seconds))
     yield from _order(connection, rows)
 
 
@@ -83,8 +83,8 @@ def _compare(
         if event.at != at:
             at, approvable = event.at, _scope(row, since, held)
         if event.kind == "approved" and scopes.get(event.at) != approvable:
-            told = f"{shown(approvable)}, as hold_event has it"
-            yield _finding(row, "change_set.approved_scope", told, shown(scopes.get(event.at)))
+            wanted = f"{shown(approvable)}, as hold_event has it"
+            yield _finding(row, "change_set.approved_scope", wanted, shown(scopes.get(event.at)))
             return
         for doubt in doubts_of(event):
             if (event.kind == "held") == (doubt in held):
@@ -98,8 +98,8 @@ def _compare(
         both = zip(expected.get(flow_id, (None, None)), waiting.get(flow_id, (None, None)), strict=True)
         for name, (right, found) in zip(("missing_since", "doubted"), both, strict=True):
             if right != found:
-                told = f"{shown(right)}, as hold_event has it"
-                yield _finding(row, f"workflow.{name} of {shown(flow_id)}", told, shown(found))
+                wanted = f"{shown(right)}, as hold_event has it"
+                yield _finding(row, f"workflow.{name} of {shown(flow_id)}", wanted, shown(found))
                 return
     if since != row.held_since:
         yield _finding(row, "target.held_since", f"{shown(since)}, as hold_event has it", shown(row.held_since))

@@ -218,6 +218,6 @@ def _altered_seals(connection: Connection, kept: Sequence[tuple[int, KeptSeal]])
             if there is None or getattr(there, name) != getattr(each, name):
                 expected = f"{shown(getattr(each, name))}, as line {line} keeps it"
                 what = "missing" if there is None else shown(getattr(there, name))
-                told = f"{what}: altered, or restored from before seal {each.id}"
-                yield Finding(seal_id=each.id, what=f"run_seal {each.id}.{name}", expected=expected, found=told)
+                problem = f"{what}: altered, or restored from before seal {each.id}"
+                yield Finding(seal_id=each.id, what=f"run_seal {each.id}.{name}", expected=expected, found=problem)
                 break

@@ -289,8 +289,8 @@ def _event(row: Row[Any]) -> bytes:
         if name in _ARRAYS:
             text, values[place] = values[place], json.loads(values[place])
             if encode(values[place]).decode() != text:
-                told = Verbatim("an array, as runs write it")
-                raise Broken(f"hold_event.{name}", told, text, target=_target(row))
+                wanted = Verbatim("an array, as runs write it")
+                raise Broken(f"hold_event.{name}", wanted, text, target=_target(row))
         if name in _FLAGS:
             if values[place] not in (0, 1, None):
                 raise Broken(f"{_FLAGS[name]}.{name}", Verbatim("0, 1 or null"), values[place])

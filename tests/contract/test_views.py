@@ -106,7 +106,7 @@ def story(engine: Engine, diary: Diary) -> Engine:
     before, answer = diary.fence(CAROL), snapshot([flow("1", "other", "M")], hour(14), target=CAROL)
     state = diary.store.states([before.target_id])[before.target_id]
     doubted = Decision(frozenset({"9"}), reason="doubted")
-    diary.apply(verdict.judged(before, state, answer, doubted, dt.timedelta(hours=36)))
+    diary.apply(verdict.decided(before, state, answer, doubted, dt.timedelta(hours=36)))
     diary.store.retire_others([ALICE, CAROL], hour(20), None)
     with writing(engine) as connection:
         failing = {"consecutive_failures": 3, "last_error_code": "62103", "last_error": "no privilege"}

@@ -15,7 +15,8 @@ from etl.domain.guard import Decision
 from etl.domain.model import Flow, Target
 from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.schema import target
-from etl.store import NewRun, Store, projection
+from etl.store import NewRun, Store
+from etl.store.story import Step, StoryStep, read_steps
 from tests.organisation.state import KnownState
 from tests.organisation.world import HOUR, START
 from tests.support.builders import UNCHECKED, set_coverage_gap, snapshot
@@ -53,7 +54,7 @@ class Mirror(KnownState):
         is_same = fence.version and not fence.held and not held and {f.flow_id: f for f in listed} == dict(state.flows)
         gap = dt.timedelta(days=999)
         outcome = (
-            verdict.unchanged(fence, given, gap) if is_same else verdict.judged(fence, state, given, decision, gap)
+            verdict.unchanged(fence, given, gap) if is_same else verdict.decided(fence, state, given, decision, gap)
         )
         assert self.store.apply(self.run_id, [outcome], UNCHECKED) == set()
 
@@ -93,10 +94,10 @@ class Small:
             flows = {flow_id: Listed(name, "D", True) for flow_id, name in names.items()}
             self.state.answered(user, flows, Answer(asked_at, asked_at + 1))
 
-    def judged(self) -> list[projection.StoryStep]:
-        step = projection.Step(self.state.run_id, moment(self.at), moment(self.at + 9))
+    def judged(self) -> list[StoryStep]:
+        step = Step(self.state.run_id, moment(self.at), moment(self.at + 9))
         with reading(self.engine) as connection:
-            return projection.read_steps(connection, ["o1"], step)
+            return read_steps(connection, ["o1"], step)
 
     def end(self) -> None:
         self.state.step(self.at + 10, self.at)

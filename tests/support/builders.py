@@ -149,7 +149,7 @@ def judged(
     if by is not None:
         weighed = guard.approve(state, by_id(answer.flows), limits)
     approval = Approval(by, None) if by is not None else None
-    return verdict.judged(before, state, answer, weighed if before.version else Decision(), gap, approval)
+    return verdict.decided(before, state, answer, weighed if before.version else Decision(), gap, approval)
 
 
 class Diary:

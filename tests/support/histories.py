@@ -195,7 +195,7 @@ class World:
             outcome = verdict.unchanged(fence, snapshot, COVERAGE_GAP)
         else:
             decision, approval = self._decide(fence, state, answer)
-            outcome = verdict.judged(fence, state, snapshot, decision, COVERAGE_GAP, approval)
+            outcome = verdict.decided(fence, state, snapshot, decision, COVERAGE_GAP, approval)
             kept = {flow_id: state.flows[flow_id] for flow_id in decision.held}
             answer = dict(state.flows) if decision.whole else {**answer, **kept}
         assert outcome.observed_at is not None

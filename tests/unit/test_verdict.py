@@ -40,14 +40,14 @@ BELIEVED = Decision()
 
 def judge(seen_before: Fence, known, answer, decision=BELIEVED, *, at=THREE_O_CLOCK, missing=(), spans=(HOURLY,)):
     state = State(by_id(known), frozenset(missing), tuple(spans))
-    return verdict.judged(seen_before, state, snapshot(answer, at), decision, GAP)
+    return verdict.decided(seen_before, state, snapshot(answer, at), decision, GAP)
 
 
 def test_an_answer_over_a_shared_connection_is_never_judged():
     """It may be another user's: nothing in it says whose it is."""
     doubtful = msgspec.structs.replace(snapshot([]), sole_answer=False)
     with pytest.raises(ValueError, match="not the only one"):
-        verdict.judged(NEW, State({}), doubtful, BELIEVED, GAP)
+        verdict.decided(NEW, State({}), doubtful, BELIEVED, GAP)
 
 
 # Time
@@ -143,7 +143,7 @@ def test_a_silence_over_the_coverage_gap_ends_the_span(beyond, extends):
 
 @pytest.mark.parametrize("listed", [[], numbered(1, 3)], ids=["empty", "three"])
 def test_the_first_observation_is_a_baseline_even_of_nothing(listed):
-    outcome = verdict.judged(NEW, State({}), snapshot(listed), Decision(), GAP)
+    outcome = verdict.decided(NEW, State({}), snapshot(listed), Decision(), GAP)
     made = outcome.change_set
     assert (outcome.verdict, made.kind, made.version, made.last_unchanged_at, made.spans) == (
         "changed",
@@ -159,7 +159,7 @@ def test_the_first_observation_is_a_baseline_even_of_nothing(listed):
 
 
 def test_a_first_answer_after_failures_opens_a_span_that_is_not_called_interrupted():
-    outcome = verdict.judged(msgspec.structs.replace(NEW, fence=3), State({}), snapshot(TWENTY), Decision(), GAP)
+    outcome = verdict.decided(msgspec.structs.replace(NEW, fence=3), State({}), snapshot(TWENTY), Decision(), GAP)
     assert not outcome.span.interrupted
 
 
@@ -207,7 +207,7 @@ def test_an_approval_signs_no_version_that_removes_nothing():
     known = fence(TWENTY, HOURLY, held=True)
     state = State(by_id(TWENTY), frozenset({"1", "2"}), (HOURLY,))
     answer = snapshot(numbered(1, 21), after(hours=3))
-    outcome = verdict.judged(known, state, answer, Decision(), GAP, approval=Approval("Zoë", None))
+    outcome = verdict.decided(known, state, answer, Decision(), GAP, approval=Approval("Zoë", None))
     assert (outcome.change_set.approved_by, outcome.change_set.approved_scope) == (None, None)
 
 

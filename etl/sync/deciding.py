@@ -15,7 +15,7 @@ from etl.domain.kinds import ChangeKind
 from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Malformed
 from etl.store import Removals
-from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, SecondRound
+from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, SecondAnswers
 from etl.sync.result import RunOptions
 
 
@@ -46,8 +46,8 @@ class AssessedAnswer(NamedTuple):
         return self.fence.target.org_id
 
 
-class Judge:
-    """Judges the answers of a batch: first ones, or second ones if the options say so."""
+class Decider:
+    """Decides on the answers of a batch: first ones, or second ones if the options say so."""
 
     def __init__(self, options: RunOptions, limits: Limits) -> None:
         self._missing: Counter[str] = Counter()
@@ -77,7 +77,7 @@ class Judge:
             for target in targets:
                 self._sums.answered(target)
 
-    def judge(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
+    def outcomes(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
         """The outcomes of answers that differ; none for those that are deferred or pending.
 
         An answer that has lost its keys is malformed, which only its state can tell.
@@ -94,9 +94,9 @@ class Judge:
                 decision = msgspec.structs.replace(decision, many=many)
                 assessed.append(AssessedAnswer(fence, state, snapshot, decision))
         if self._sums is None:
-            yield from self._judge_first(assessed)
+            yield from self._first_outcomes(assessed)
         else:
-            yield from self._judge_second(assessed, self._sums)
+            yield from self._second_outcomes(assessed, self._sums)
 
     def decide(self, waiting: Sequence[tuple[State, PendingAnswer]]) -> Iterator[Outcome]:
         """The outcomes of pending answers that can be decided now."""
@@ -134,7 +134,7 @@ class Judge:
             second = self._options.second.changes.get(fence.target.org_id, {})
         return guard.weigh_changes(of_removals, state, answered, self._limits, second)
 
-    def _judge_first(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
+    def _first_outcomes(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
         for each in assessed:
             if each.decision.uncertain or not each.snapshot.sole_answer:
                 self._deferred.append(Deferred(each.fence.target, each.missing, each.emptied))
@@ -144,8 +144,8 @@ class Judge:
                 self._count(each)
                 yield self._outcome(each, each.decision)
 
-    def _judge_second(self, assessed: Sequence[AssessedAnswer], sums: SecondRound) -> Iterator[Outcome]:
-        """Count all of them before judging the first."""
+    def _second_outcomes(self, assessed: Sequence[AssessedAnswer], sums: SecondAnswers) -> Iterator[Outcome]:
+        """Count all of them before deciding on the first."""
         for each in assessed:
             self._count(each)
             sums.saw(each.fence.target, each.missing, each.emptied)
@@ -166,7 +166,7 @@ class Judge:
 
     # ----------------------------------------------------------------------------------------------------- outcomes
 
-    def _ruled(self, assessed: AssessedAnswer, ruling: Ruling, sums: SecondRound) -> Outcome:
+    def _ruled(self, assessed: AssessedAnswer, ruling: Ruling, sums: SecondAnswers) -> Outcome:
         if ruling != "believe":
             reason = sums.reason(assessed.org_id, not assessed.snapshot.flows, self._limits)
             return self._outcome(assessed, self._hold(assessed, reason))
@@ -179,7 +179,7 @@ class Judge:
 
     def _outcome(self, assessed: AssessedAnswer, decision: Decision) -> Outcome:
         fence, state, snapshot, _ = assessed
-        return verdict.judged(fence, state, snapshot, decision, fence.coverage_gap, self._options.approval)
+        return verdict.decided(fence, state, snapshot, decision, fence.coverage_gap, self._options.approval)
 
 
 def _approve(approval: Approval, fence: Fence, state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:

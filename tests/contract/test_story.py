@@ -16,7 +16,8 @@ from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.errors import Refused
 from etl.report.listings import STATES
 from etl.schema import org_event, org_step, sync_run, target, target_membership
-from etl.store import NewRun, Store, projection, story_rows, story_writes
+from etl.store import NewRun, Store, story_rows, story_writes
+from etl.store.story import Step
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Simulation
 from tests.organisation.settings import DIFFICULT, ORDINARY
@@ -83,7 +84,7 @@ WORLDS = ("other gaps", "holds", "joining and leaving", "restless rights", "ever
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_database_gives_the_events_of_the_model(engine: Engine, name: str) -> None:
-    """All worlds with more seeds: ``python -m tests.contract.test_projection``."""
+    """All worlds with more seeds: ``python -m tests.contract.test_story``."""
     assert played(engine, DIFFICULT[name], seed=2, runs=7) > 0
 
 
@@ -98,7 +99,7 @@ def test_of_two_concurrent_steps_one_restarts_and_each_event_is_recorded_once(en
     story.end()
     story.hear(ann="12", bob="12")
     one, other = story.judged(), story.judged()
-    step = projection.Step(story.state.run_id, moment(story.at), moment(story.at + 9))
+    step = Step(story.state.run_id, moment(story.at), moment(story.at + 9))
     with writing(engine) as connection:
         story_writes.write_steps(connection, one, step)
     with pytest.raises(story_writes.StoryConflict), writing(engine) as connection:
@@ -226,7 +227,7 @@ def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engin
     story.hear(ann="12", bob="1")
     judged = story.judged()
     story.state.retire("ann", story.at + 5)
-    step = projection.Step(story.state.run_id, moment(story.at), moment(story.at + 9))
+    step = Step(story.state.run_id, moment(story.at), moment(story.at + 9))
     with pytest.raises(story_writes.StoryConflict), writing(engine) as connection:
         story_writes.write_steps(connection, judged, step)
 
