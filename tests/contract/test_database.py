@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -30,6 +29,7 @@ from etl.errors import ConfigError, DatabaseError, DatabaseUnreachable, SchemaMi
 from etl.schema import lease
 from etl.store.bulk import insert_rows
 from tests.support import postgres as local_postgres
+from tests.support.databases import Connect
 from tests.support.lossy import LossyProxy
 from tests.support.served import wait_until
 
@@ -43,20 +43,6 @@ def sqlite_file(migrated_sqlite: Path, tmp_path: Path) -> Path:
     file = tmp_path / "flowtrail.db"
     file.write_bytes(migrated_sqlite.read_bytes())
     return file
-
-
-@pytest.fixture
-def engines() -> Iterator[list[Engine]]:
-    """Engines that a test opens by itself, to be closed behind it."""
-    opened: list[Engine] = []
-    yield opened
-    for engine in opened:
-        engine.dispose()
-
-
-def opened(engines: list[Engine], url: str | Path, **options: Any) -> Engine:
-    engines.append(connect(url if isinstance(url, str) else f"sqlite:///{url}", **options))
-    return engines[-1]
 
 
 def names(engine: Engine) -> list[str]:
@@ -91,11 +77,9 @@ def test_ddl_is_rolled_back_like_anything_else(engine: Engine) -> None:
         assert not engine.dialect.has_table(connection, "another")
 
 
-def test_two_readings_of_one_block_see_the_same_moment(
-    engine: Engine, engines: list[Engine], database_url: str
-) -> None:
+def test_two_readings_of_one_block_see_the_same_moment(engine: Engine, connected: Connect, database_url: str) -> None:
     query = text("SELECT count(*) FROM lease")
-    late = threading.Thread(target=add, args=(opened(engines, database_url), "late"))
+    late = threading.Thread(target=add, args=(connected(database_url), "late"))
     with reading(engine) as connection:
         before = connection.scalar(query)
         late.start()
@@ -112,10 +96,10 @@ def test_a_reading_block_cannot_write_on_postgresql(engine: Engine) -> None:
         connection.exec_driver_sql("DELETE FROM lease")
 
 
-def test_no_update_is_lost_between_eight_writers(engine: Engine, database_url: str, engines: list[Engine]) -> None:
+def test_no_update_is_lost_between_eight_writers(engine: Engine, database_url: str, connected: Connect) -> None:
     add(engine, "counter")
     locked = " FOR UPDATE" if engine.dialect.name == "postgresql" else ""
-    threads = opened(engines, database_url, pool_size=8)
+    threads = connected(database_url, pool_size=8)
 
     def count(_: int) -> None:
         with writing(threads) as connection:
@@ -129,9 +113,9 @@ def test_no_update_is_lost_between_eight_writers(engine: Engine, database_url: s
 
 
 def test_a_connection_that_the_server_dropped_is_reported_once_and_replaced(
-    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
+    migrated_postgres: str, postgres: local_postgres.Server, connected: Connect
 ) -> None:
-    engine = opened(engines, postgres.url(migrated_postgres), pool_size=1)
+    engine = connected(postgres.url(migrated_postgres), pool_size=1)
 
     def lose_the_connection() -> None:
         with writing(engine) as connection:
@@ -152,7 +136,7 @@ def test_a_connection_that_the_server_dropped_is_reported_once_and_replaced(
 def test_a_connection_cut_anywhere_in_a_streamed_read_is_one_error(
     migrated_postgres: str,
     postgres: local_postgres.Server,
-    engines: list[Engine],
+    connected: Connect,
     caplog: pytest.LogCaptureFixture,
     message: bytes,
     answered: bool,
@@ -161,7 +145,7 @@ def test_a_connection_cut_anywhere_in_a_streamed_read_is_one_error(
     direct = make_url(postgres.url(migrated_postgres, tcp=True))
     with LossyProxy(postgres.port, message, forward=answered) as proxy, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        engine = opened(engines, direct.set(port=proxy.port).render_as_string(hide_password=False))
+        engine = connected(direct.set(port=proxy.port).render_as_string(hide_password=False))
         assert streamed(engine) == [1, 2, 3]
         proxy.lose_next()
         with pytest.raises(DatabaseUnreachable):
@@ -179,16 +163,14 @@ def streamed(engine: Engine) -> list[int]:
 
 
 def test_the_second_of_two_hosts_is_used_when_the_first_is_down(
-    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
+    migrated_postgres: str, postgres: local_postgres.Server, connected: Connect
 ) -> None:
     hosts = f"host=127.0.0.1:1&host=127.0.0.1:{postgres.port}"
-    assert names(opened(engines, f"postgresql://postgres:{postgres.password}@/{migrated_postgres}?{hosts}")) == []
+    assert names(connected(f"postgresql://postgres:{postgres.password}@/{migrated_postgres}?{hosts}")) == []
 
 
-def test_waiting_too_long_for_a_connection_is_an_error_with_its_reason(
-    sqlite_file: Path, engines: list[Engine]
-) -> None:
-    engine = opened(engines, sqlite_file, pool_size=1)
+def test_waiting_too_long_for_a_connection_is_an_error_with_its_reason(sqlite_file: Path, connected: Connect) -> None:
+    engine = connected(sqlite_file, pool_size=1)
     engine.pool._timeout = 0.01
     with reading(engine), pytest.raises(DatabaseUnreachable, match="came free"), reading(engine):
         pass
@@ -197,8 +179,8 @@ def test_waiting_too_long_for_a_connection_is_an_error_with_its_reason(
 # ----------------------------------------------------------------------------------------------------- sqlite
 
 
-def test_a_commit_that_a_reader_blocks_is_tried_again_as_it_stands(sqlite_file: Path, engines: list[Engine]) -> None:
-    engine, tried_again, commits = opened(engines, sqlite_file), threading.Event(), []
+def test_a_commit_that_a_reader_blocks_is_tried_again_as_it_stands(sqlite_file: Path, connected: Connect) -> None:
+    engine, tried_again, commits = connected(sqlite_file), threading.Event(), []
 
     def watch(statement: str) -> None:
         commits.append(statement) if statement == "COMMIT" else None
@@ -222,17 +204,17 @@ def test_a_commit_that_a_reader_blocks_is_tried_again_as_it_stands(sqlite_file: 
     assert names(engine) == ["patient"]
 
 
-def test_a_lock_that_stays_taken_is_one_sentence(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_a_lock_that_stays_taken_is_one_sentence(sqlite_file: Path, connected: Connect) -> None:
     holder = sqlite3.connect(sqlite_file, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseUnreachable, match="is locked by another process"):
-        add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
+        add(connected(sqlite_file, patience_seconds=0.05), "late")
     holder.close()
 
 
-def test_an_interrupt_while_waiting_for_the_lock_stays_an_interrupt(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_an_interrupt_while_waiting_for_the_lock_stays_an_interrupt(sqlite_file: Path, connected: Connect) -> None:
     """SQLAlchemy closes a connection whose statement was interrupted."""
-    engine = opened(engines, sqlite_file)
+    engine = connected(sqlite_file)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -274,14 +256,14 @@ only_where_locks_are_listed = pytest.mark.skipif(not Path("/proc/locks").exists(
 )
 def test_the_process_that_keeps_a_file_in_the_wrong_journal_mode_is_named_at_once(
     sqlite_file: Path,
-    engines: list[Engine],
+    connected: Connect,
     monkeypatch: pytest.MonkeyPatch,
     library: tuple[int, ...],
     statement: str,
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", library)
     monkeypatch.setattr("etl.database.journal.PATIENCE_SECONDS", 0.05)
-    engine = opened(engines, sqlite_file)
+    engine = connected(sqlite_file)
     with (
         held_elsewhere(sqlite_file, statement, "SELECT * FROM sqlite_master") as process,
         pytest.raises(DatabaseUnreachable, match=rf"WAL mode.* while .* \(process {process}\) has it open"),
@@ -291,20 +273,20 @@ def test_the_process_that_keeps_a_file_in_the_wrong_journal_mode_is_named_at_onc
 
 
 @only_where_locks_are_listed
-def test_the_process_that_has_a_file_locked_is_named(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_the_process_that_has_a_file_locked_is_named(sqlite_file: Path, connected: Connect) -> None:
     with (
         held_elsewhere(sqlite_file, "BEGIN IMMEDIATE") as process,
         pytest.raises(DatabaseUnreachable, match=rf"is locked by .* \(process {process}\): try again"),
     ):
-        add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
+        add(connected(sqlite_file, patience_seconds=0.05), "late")
 
 
 @only_where_locks_are_listed
 def test_a_lock_that_lasts_is_logged_while_it_lasts(
-    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+    sqlite_file: Path, connected: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("etl.database.engine.LOCK_SAID_AFTER_SECONDS", 0.05)
-    engine = opened(engines, sqlite_file)
+    engine = connected(sqlite_file)
     with capture_logs() as logged, ThreadPoolExecutor(2) as pool:
         with held_elsewhere(sqlite_file, "BEGIN IMMEDIATE") as process:
             written = [pool.submit(add, engine, name) for name in ("one", "two")]
@@ -318,10 +300,10 @@ def test_a_lock_that_lasts_is_logged_while_it_lasts(
 
 
 def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
-    sqlite_file: Path, engines: list[Engine]
+    sqlite_file: Path, connected: Connect
 ) -> None:
     sqlite3.connect(sqlite_file).execute("PRAGMA journal_mode = wal").close()
-    several = [opened(engines, sqlite_file) for _ in range(8)]
+    several = [connected(sqlite_file) for _ in range(8)]
     together = threading.Barrier(len(several), timeout=SAFETY_NET_SECONDS)
 
     def start(engine: Engine) -> list[str]:
@@ -334,23 +316,23 @@ def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
 
 @pytest.mark.parametrize(("library", "mode"), [((3, 46, 1), "delete"), ((3, 51, 2), "delete"), ((3, 51, 3), "wal")])
 def test_wal_is_used_only_where_the_library_is_safe(
-    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch, library: tuple[int, ...], mode: str
+    sqlite_file: Path, connected: Connect, monkeypatch: pytest.MonkeyPatch, library: tuple[int, ...], mode: str
 ) -> None:
     sqlite3.connect(sqlite_file).execute(f"PRAGMA journal_mode = {'wal' if mode == 'delete' else 'delete'}").close()
     monkeypatch.setattr(sqlite3, "sqlite_version_info", library)
-    with reading(opened(engines, sqlite_file)) as connection:
+    with reading(connected(sqlite_file)) as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
 def test_every_new_file_is_accessible_to_its_owner_only(
-    tmp_path: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, connected: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 3))
     before = os.umask(0o022)
     try:
-        engine = opened(engines, tmp_path / "flowtrail.db")
+        engine = connected(tmp_path / "flowtrail.db")
         upgrade(engine)
         with writing(engine) as connection:
             connection.execute(ADD_LEASE, {"name": "any"})
@@ -360,15 +342,15 @@ def test_every_new_file_is_accessible_to_its_owner_only(
     assert modes == {"flowtrail.db": 0o600, "flowtrail.db-wal": 0o600, "flowtrail.db-shm": 0o600}
 
 
-def test_the_permissions_of_an_existing_file_are_unchanged(tmp_path: Path, engines: list[Engine]) -> None:
+def test_the_permissions_of_an_existing_file_are_unchanged(tmp_path: Path, connected: Connect) -> None:
     file = tmp_path / "flowtrail.db"
     file.touch(0o640)
-    upgrade(opened(engines, file))
+    upgrade(connected(file))
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-def test_reading_and_asking_make_no_file(tmp_path: Path, engines: list[Engine]) -> None:
-    engine = opened(engines, tmp_path / "flowtrail.db")
+def test_reading_and_asking_make_no_file(tmp_path: Path, connected: Connect) -> None:
+    engine = connected(tmp_path / "flowtrail.db")
     assert current(engine) is None
     with pytest.raises(SchemaMismatch, match="does not exist: `flowtrail db upgrade` creates it"):
         names(engine)
@@ -377,20 +359,18 @@ def test_reading_and_asking_make_no_file(tmp_path: Path, engines: list[Engine]) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_path_with_strange_characters_is_taken_as_it_is(tmp_path: Path, engines: list[Engine]) -> None:
+def test_a_path_with_strange_characters_is_taken_as_it_is(tmp_path: Path, connected: Connect) -> None:
     file = tmp_path / "a ?#%41ü.db"
-    upgrade(opened(engines, f"sqlite:///{file.as_posix().replace('%', '%25').replace('?', '%3F')}"))
+    upgrade(connected(f"sqlite:///{file.as_posix().replace('%', '%25').replace('?', '%3F')}"))
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_a_missing_directory_and_a_directory_in_place_of_the_file_are_named(
-    tmp_path: Path, engines: list[Engine]
-) -> None:
+def test_a_missing_directory_and_a_directory_in_place_of_the_file_are_named(tmp_path: Path, connected: Connect) -> None:
     for act in (names, upgrade):
         with pytest.raises(DatabaseError, match=f"create the directory {tmp_path / 'missing'} first"):
-            act(opened(engines, tmp_path / "missing" / "flowtrail.db"))
+            act(connected(tmp_path / "missing" / "flowtrail.db"))
     with pytest.raises(DatabaseError, match="is a directory"):
-        upgrade(opened(engines, tmp_path))
+        upgrade(connected(tmp_path))
 
 
 def utf_16() -> bytes:
@@ -414,19 +394,19 @@ def utf_16() -> bytes:
     ids=["text", "damaged", "UTF-16", "bytes that are not text"],
 )
 def test_a_file_that_is_no_sound_database_is_reported_and_left_unchanged(
-    sqlite_file: Path, engines: list[Engine], content: Callable[[bytes], bytes], said: str
+    sqlite_file: Path, connected: Connect, content: Callable[[bytes], bytes], said: str
 ) -> None:
     sqlite_file.write_bytes(content(sqlite_file.read_bytes()))
     before = sqlite_file.read_bytes()
     with pytest.raises(DatabaseError, match=said):
-        require_current(opened(engines, sqlite_file), create_if_empty_sqlite=True)
+        require_current(connected(sqlite_file), create_if_empty_sqlite=True)
     with pytest.raises(DatabaseError, match=said):
-        names(opened(engines, sqlite_file))
+        names(connected(sqlite_file))
     assert sqlite_file.read_bytes() == before
 
 
-def test_a_full_disk_is_reported_as_full(sqlite_file: Path, engines: list[Engine]) -> None:
-    engine = opened(engines, sqlite_file)
+def test_a_full_disk_is_reported_as_full(sqlite_file: Path, connected: Connect) -> None:
+    engine = connected(sqlite_file)
     with writing(engine) as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
     with pytest.raises(DatabaseError, match="the disk is full"), writing(engine) as connection:
@@ -499,8 +479,8 @@ def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -
         connect("sqlite:///flowtrail.db")
 
 
-def test_the_short_name_of_postgresql_means_the_same_driver(engines: list[Engine]) -> None:
-    assert opened(engines, "postgresql://h/d").url == opened(engines, "postgresql+psycopg://h/d").url
+def test_the_short_name_of_postgresql_means_the_same_driver(connected: Connect) -> None:
+    assert connected("postgresql://h/d").url == connected("postgresql+psycopg://h/d").url
 
 
 def test_a_description_masks_every_password() -> None:
@@ -542,7 +522,7 @@ def test_no_parameter_of_libpq_that_is_a_secret_is_missing_from_the_list() -> No
 
 
 def test_no_message_and_no_cause_contains_a_password_or_a_value(
-    postgres: local_postgres.Server, engines: list[Engine], migrated_postgres: str
+    postgres: local_postgres.Server, connected: Connect, migrated_postgres: str
 ) -> None:
     right = make_url(postgres.url(migrated_postgres, tcp=True))
     bad = [
@@ -555,7 +535,7 @@ def test_no_message_and_no_cause_contains_a_password_or_a_value(
     ]
     for url in bad:
         with pytest.raises(DatabaseUnreachable, match="cannot be reached: ") as raised:
-            names(opened(engines, url.render_as_string(hide_password=False)))
+            names(connected(url.render_as_string(hide_password=False)))
         for said in (str(raised.value), str(raised.value.__cause__)):
             assert PASSWORD not in said
             assert postgres.password not in said
@@ -608,9 +588,9 @@ def test_the_error_of_a_missing_table_points_to_the_check(engine: Engine) -> Non
 
 @pytest.mark.parametrize(("value", "meant"), [("none", None), ("0", 1), ("9", 9)])
 def test_statements_need_not_be_prepared_where_a_pooler_cannot_have_it(
-    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine], value: str, meant: int | None
+    migrated_postgres: str, postgres: local_postgres.Server, connected: Connect, value: str, meant: int | None
 ) -> None:
-    with reading(opened(engines, f"{postgres.url(migrated_postgres)}&prepare_threshold={value}")) as connection:
+    with reading(connected(f"{postgres.url(migrated_postgres)}&prepare_threshold={value}")) as connection:
         for _ in range(10):
             connection.execute(text("SELECT count(*) FROM target"))
         assert connection.connection.driver_connection.prepare_threshold == meant

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from etl.config import TargetList
-from etl.database import connect
 from etl.domain import guard
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
@@ -57,7 +56,7 @@ def test_a_false_answer_that_leaves_every_list_one_workflow_is_held(settled):
     assert "of the 1440 workflows in the organisation's lists 1280 go missing" in report.tally.issues[0].issue.message
 
 
-def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url):
+def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url, connected):
     """All have their second answers before the first run writes."""
     targets = users(160)
     runs = settled(targets)
@@ -72,12 +71,10 @@ def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url
 
     runs.upstream.says = says
     runs.upstream.asked.clear()
-    engines = [connect(database_url, pool_size=3) for _ in range(10)]
+    engines = [connected(database_url, pool_size=3) for _ in range(10)]
     beside = [Runs(engines[n % 10], runs.upstream) for n in range(len(schedules))]
     with ThreadPoolExecutor(len(schedules)) as threads:
         reports = list(threads.map(lambda each, schedule: each.beside(schedule), beside, schedules))
-    for engine in engines:
-        engine.dispose()
     assert sorted(str(verdicts(report)) for report in reports) == ["{'changed': 4}"] * 11 + ["{'held': 4}"] * 29
     assert runs.removed() == 11 * 36
 

@@ -37,6 +37,7 @@ from etl.verify import HeadsFile, against, heads, verify, whole_lines
 from tests.support import postgres as local_postgres
 from tests.support import verify_story
 from tests.support.builders import START, Diary, after, dump, flow, run_row, written
+from tests.support.databases import Connect
 from tests.support.enos import LocalGateway
 from tests.support.postgres import tools_of
 from tests.support.program import ANN, ORG, SECRET, Program
@@ -440,7 +441,7 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_backup_replaces_a_file_only_if_told_to(diary: Diary, tmp_path: Path) -> None:
+def test_a_backup_replaces_a_file_only_if_told_to(diary: Diary, tmp_path: Path, connected: Connect) -> None:
     verify_story.write(diary)
     there = tmp_path / "there.db"
     there.write_text("mine")
@@ -460,13 +461,13 @@ def test_a_backup_replaces_a_file_only_if_told_to(diary: Diary, tmp_path: Path) 
     beside.unlink()
     backup.backup(diary.engine, there, force=True)
     assert stat.S_IMODE(there.stat().st_mode) == 0o600
-    saved = connect(f"sqlite:///{there}")
-    assert everything(saved) == everything(diary.engine)
-    saved.dispose()
+    assert everything(connected(there)) == everything(diary.engine)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_backup_ends_although_there_are_writes_between_any_two_steps(diary: Diary, tmp_path: Path) -> None:
+def test_a_backup_ends_although_there_are_writes_between_any_two_steps(
+    diary: Diary, tmp_path: Path, connected: Connect
+) -> None:
     verify_story.write(diary)
     with writing(diary.engine) as connection:  # so large that it takes many steps
         rows = [{"run_id": 1, "target_id": 1, "verdict": "failed", "message": "m" * 3_000}] * 12_000
@@ -481,14 +482,12 @@ def test_a_backup_ends_although_there_are_writes_between_any_two_steps(diary: Di
     backup.backup(diary.engine, tmp_path / "saved.db", progress=write)
     assert len(written) >= 1, "a writer gets its turn between two steps"
     assert seen[-1] == max(seen)
-    saved = connect(f"sqlite:///{tmp_path / 'saved.db'}")
-    assert list(verify(saved)) == []
-    saved.dispose()
+    assert list(verify(connected(tmp_path / "saved.db"))) == []
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_with_wal_a_backup_is_of_one_moment_and_blocks_no_writer(
-    diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connected: Connect
 ) -> None:
     monkeypatch.setattr("etl.database.journal.WAL_IS_SAFE_FROM", (3, 0, 0))
     verify_story.write(diary)
@@ -497,11 +496,10 @@ def test_with_wal_a_backup_is_of_one_moment_and_blocks_no_writer(
     backup.backup(diary.engine, tmp_path / "saved.db", progress=lambda done, total: begun.append(diary.begin()))
     assert (tmp_path / "flowtrail.db-wal").exists()
     assert begun
-    saved = connect(f"sqlite:///{tmp_path / 'saved.db'}")
+    saved = connected(tmp_path / "saved.db")
     with reading(saved) as connection:
         assert connection.execute(select(sync_run.c.id).where(sync_run.c.id.in_(begun))).all() == []
     assert list(verify(saved)) == []
-    saved.dispose()
     diary.engine.dispose()
     assert not list(tmp_path.glob(".saved*"))
 
@@ -552,14 +550,13 @@ def test_on_postgresql_the_printed_commands_make_and_restore_a_backup(
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_the_printed_commands_have_the_encryption_of_the_url_and_none_of_its_secrets(engine: Engine) -> None:
+def test_the_printed_commands_have_the_encryption_of_the_url_and_none_of_its_secrets(
+    engine: Engine, connected: Connect
+) -> None:
     """Without ``sslkey``, the name of a file, the tools would not be let in."""
     url = engine.url.render_as_string(hide_password=False)
-    secured = connect(f"{url}&sslmode=prefer&sslkey=/etc/own.key&sslpassword=canary&oauth_client_secret=canary")
-    try:
-        dump = backup.dump_of(secured, Path("saved.dump"))
-    finally:
-        secured.dispose()
+    secured = connected(f"{url}&sslmode=prefer&sslkey=/etc/own.key&sslpassword=canary&oauth_client_secret=canary")
+    dump = backup.dump_of(secured, Path("saved.dump"))
     assert "canary" not in dump.backup + dump.restore
     assert "sslmode=prefer" in dump.backup
     assert "sslkey=/etc/own.key" in dump.backup
@@ -660,11 +657,11 @@ def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(
             connection.execute("DROP DATABASE moved_to WITH (FORCE)")
 
 
-def test_a_copy_blocks_no_writer(diary: Diary, other: Engine, database_url: str) -> None:
+def test_a_copy_blocks_no_writer(diary: Diary, other: Engine, database_url: str, connected: Connect) -> None:
     """It is the database as it was when the copy began; the writer is one that waits for nobody."""
     verify_story.write(diary)
     before = everything(diary.engine)
-    impatient = connect(database_url, patience_seconds=0.05)
+    impatient = connected(database_url, patience_seconds=0.05)
     written: list[int] = []
 
     def write(done: int, total: int) -> None:
@@ -674,7 +671,6 @@ def test_a_copy_blocks_no_writer(diary: Diary, other: Engine, database_url: str)
 
     with backup.snapshot(diary.engine) as source:
         copy.copy(source, other, may_be_written=True, progress=write)
-    impatient.dispose()
     assert written
     assert without_trail(everything(other)) == without_trail(before) != without_trail(everything(diary.engine))
     assert [path.name for path in Path(str(diary.engine.url.database)).parent.glob(".*part*")] == []

@@ -17,18 +17,17 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
-from etl.database import check, connect, creating, current, expected, reading, require_current, upgrade, writing
+from etl.database import check, creating, current, expected, reading, require_current, upgrade, writing
 from etl.errors import DatabaseError, SchemaMismatch
+from tests.support.databases import Connect
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def empty(empty_url: str) -> Iterator[Engine]:
+def empty(empty_url: str, connected: Connect) -> Engine:
     """An engine on a database without a schema."""
-    engine = connect(empty_url)
-    yield engine
-    engine.dispose()
+    return connected(empty_url)
 
 
 @pytest.fixture
@@ -127,15 +126,13 @@ def migrate(connection: Connection, revision: str) -> None:
     command.upgrade(config, revision)
 
 
-def test_a_connection_of_any_engine_can_be_handed_over(empty_url: str) -> None:
+def test_a_connection_of_any_engine_can_be_handed_over(empty: Engine, empty_url: str) -> None:
     """An engine of plain SQLAlchemy, whose driver begins lazily, or not at all."""
     engine = create_engine(empty_url)
     with engine.connect() as connection:
         migrate(connection, "head")
     engine.dispose()
-    ours = connect(empty_url)
-    assert check(ours) == []
-    ours.dispose()
+    assert check(empty) == []
 
 
 def alembic(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -202,19 +199,15 @@ def test_a_missing_schema_is_created_on_sqlite_and_required_on_postgresql(empty:
             require_current(empty, create_if_empty_sqlite=True)
 
 
-def test_a_file_of_zero_bytes_is_an_empty_database(tmp_path: Path) -> None:
+def test_a_file_of_zero_bytes_is_an_empty_database(tmp_path: Path, connected: Connect) -> None:
     (tmp_path / "x.db").touch()
-    engine = connect(f"sqlite:///{tmp_path / 'x.db'}")
-    require_current(engine, create_if_empty_sqlite=True)
-    engine.dispose()
+    require_current(connected(tmp_path / "x.db"), create_if_empty_sqlite=True)
 
 
-def test_a_database_of_another_program_is_not_taken_over(tmp_path: Path) -> None:
+def test_a_database_of_another_program_is_not_taken_over(tmp_path: Path, connected: Connect) -> None:
     sqlite3.connect(tmp_path / "x.db").execute("CREATE TABLE theirs (id INTEGER)").close()
-    engine = connect(f"sqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(SchemaMismatch, match="has no Flowtrail schema"):
-        require_current(engine, create_if_empty_sqlite=True)
-    engine.dispose()
+        require_current(connected(tmp_path / "x.db"), create_if_empty_sqlite=True)
 
 
 def test_an_older_schema_is_refused_until_it_is_upgraded_and_keeps_its_rows(empty: Engine) -> None:
@@ -434,13 +427,14 @@ def test_check_leaves_nothing_behind(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_check_needs_only_the_right_to_make_temporary_tables(engine: Engine, foreign: Any, database_url: str) -> None:
+def test_check_needs_only_the_right_to_make_temporary_tables(
+    foreign: Any, database_url: str, connected: Connect
+) -> None:
     foreign.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
     try:
-        reader = connect(make_url(database_url).set(username="reader").render_as_string(hide_password=False))
+        reader = connected(make_url(database_url).set(username="reader").render_as_string(hide_password=False))
         assert check(reader) == []
         with pytest.raises(DatabaseError, match="permission denied for schema public"), writing(reader) as connection:
             connection.exec_driver_sql("CREATE TABLE theirs (id INTEGER)")
-        reader.dispose()
     finally:
         foreign.execute("DROP OWNED BY reader; DROP ROLE reader")

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
 from etl.cli import app
-from etl.database import connect, reading, upgrade, writing
+from etl.database import reading, upgrade, writing
 from etl.errors import FlowtrailError
 from etl.report.asof import flows_as_of
 from etl.report.listings import CHANGES, FLOWS, HELD_WORKFLOWS, HISTORY, RUNS, TARGETS
@@ -32,7 +32,7 @@ from etl.report.workflow_page import difference, first_look
 from etl.schema import sync_run
 from etl.store import Store
 from tests.support.builders import flow, run_row
-from tests.support.databases import Fill
+from tests.support.databases import Connect, Fill
 from tests.support.histories import START, TICK, World
 from tests.support.program import SECRET, Program
 from tests.support.run_history import ANN, BOB, RunHistory
@@ -213,17 +213,16 @@ def test_more_rows_than_a_page_come_complete_and_runs_the_latest_first(engine: E
 
 
 def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connected: Connect
 ) -> None:
     """SQLite's rows pass through one, so that a reader keeps no writer waiting."""
-    engine = connect(f"sqlite:///{tmp_path / 'flowtrail.db'}")
+    engine = connected(tmp_path / "flowtrail.db")
     upgrade(engine)
     World(engine, 1).live(20)
     monkeypatch.setattr(sys.modules["etl.report.reading"], "_IN_MEMORY_BYTES", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(FlowtrailError, match=r"Temporary files cannot be written .*TMPDIR"):
         list(CHANGES.rows(engine))
-    engine.dispose()
 
 
 @pytest.mark.parametrize("command", ["plan", "demo"])

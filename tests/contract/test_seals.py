@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, event
 
-from etl.database import connect, upgrade, writing
+from etl.database import writing
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import Refused, RunClosed
 from etl.report.asof import flows_as_of
@@ -379,20 +379,16 @@ def test_a_name_that_contains_trail_id_is_no_kept_seal(house: House) -> None:
     assert finding.what == "line 1"
 
 
-def test_a_trail_that_was_copied_goes_on_under_its_own_id(house: House, tmp_path: Path) -> None:
-    live(house)
-    other = connect(f"sqlite:///{tmp_path / 'other.db'}")
-    upgrade(other)
-    copy.copy(house.engine, other)
+def test_a_trail_that_was_copied_goes_on_under_its_own_id(lived: House, other: Engine) -> None:
+    copy.copy(lived.engine, other)
     there = House(other)
     there.serve({"plants": [ANN, BEN, DAN]})
     trails = there.rows("SELECT reason, first_seal, last_seal FROM trail ORDER BY id")
     last = trails[0][2]
     assert trails == [("new", 1, last), ("copied", last + 1, last + 1)]
     assert findings(other) == []
-    kept = [msgspec.json.encode(line) for line in seal_lines(house.engine)]
+    kept = [msgspec.json.encode(line) for line in seal_lines(lived.engine)]
     assert list(against(other, kept, is_whole=lambda: False)) == []
-    other.dispose()
 
 
 def test_verify_since_a_seal_leaves_out_what_was_sealed_until_then(house: House) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, make_url, text
 
 from etl.cli import app
-from etl.database import check, connect, reading, upgrade, writing
+from etl.database import check, reading, upgrade, writing
 from etl.domain.model import Flow
 from etl.errors import DatabaseError, DatabaseUnreachable
 from tests.support import sessions
 from tests.support.builders import START, Diary, numbered
+from tests.support.databases import Connect
 from tests.support.enos import LocalGateway
 from tests.support.pooler import Pooler
 from tests.support.postgres import Server
@@ -26,7 +27,6 @@ from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.sessions import DIRECT, HOSTILE_ROLE, ON_POSTGRESQL, POOLED
 
 on_postgresql = pytest.mark.parametrize("dialect", [DIRECT])
-Connect = Callable[..., Engine]
 WANTED = {
     "client_encoding": "UTF8",
     "DateStyle": "ISO, YMD",
@@ -49,20 +49,6 @@ WANTED = {
     "search_path": "public, pg_temp",
 }
 _numbers = itertools.count(1)
-
-
-@pytest.fixture
-def connected() -> Iterator[Connect]:
-    """Engines that are closed at the end."""
-    engines: list[Engine] = []
-
-    def connected(url: str, **options: Any) -> Engine:
-        engines.append(connect(url, **options))
-        return engines[-1]
-
-    yield connected
-    for engine in engines:
-        engine.dispose()
 
 
 @pytest.fixture

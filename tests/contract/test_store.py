@@ -207,10 +207,10 @@ def test_an_older_answer_loses_to_a_newer_one_and_is_an_issue(diary, before, new
     diary.check()
 
 
-def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_url):
+def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_url, connected):
     """Each reads fences, is overtaken or not, and writes: every answer is an observation or stale, never an error."""
     targets = [Target("o1", f"u{number}") for number in range(12)]
-    engines = [connect(database_url) for _ in range(10)]
+    engines = [connected(database_url) for _ in range(10)]
     errors: list[str] = []
     for engine in engines:
         event.listen(engine, "handle_error", lambda context: errors.append(str(context.original_exception)))
@@ -240,8 +240,6 @@ def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_
     held = count(diary.engine, "sync_issue", "verdict = 'held'")
     assert (spans + beside, held) == (10 * 4 * 8, 0)
     assert not [finding for finding in _findings(diary) if "delivered" not in finding]
-    for engine in engines:
-        engine.dispose()
 
 
 def _any_outcome(diary: Diary, chance: random.Random, fence, at: dt.datetime) -> Outcome:
@@ -621,8 +619,8 @@ def test_a_lease_has_one_holder_who_alone_may_renew_it_and_give_it_back(diary):
 
 
 @pytest.mark.parametrize("is_first", [False, True], ids=["after one that has ended", "the first"])
-def test_a_lease_taken_once_the_clock_was_read_is_not_from_the_future(database_url, is_first):
-    slow, quick = connect(database_url), connect(database_url)
+def test_a_lease_taken_once_the_clock_was_read_is_not_from_the_future(database_url, connected, is_first):
+    slow, quick = connected(database_url), connected(database_url)
     if not is_first:
         Store(slow).take_lease("serve", "one that has gone")
         with writing(slow) as connection:
@@ -641,5 +639,3 @@ def test_a_lease_taken_once_the_clock_was_read_is_not_from_the_future(database_u
         event.listen(slow, "before_cursor_execute", interfere)
         taken = Store(slow).take_lease("serve", "slow")
     assert taken != others[0].result()
-    for engine in (slow, quick):
-        engine.dispose()

@@ -54,7 +54,7 @@ from tests.support.browser import (
     write_month,
 )
 from tests.support.builders import START, Diary, after, numbered
-from tests.support.databases import Fill
+from tests.support.databases import Connect, Fill
 from tests.support.histories import TICK, World
 from tests.support.served import wait_until
 
@@ -291,11 +291,11 @@ def test_a_clock_that_went_back_is_a_problem_and_times_ahead_of_now_are_no_obser
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["asked for", "ahead"])
 def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
-    server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch, ahead: bool
+    server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch, connected: Connect, ahead: bool
 ) -> None:
     known = get(server, "/").text
     monkeypatch.setattr("etl.web.overview.MANY", 0)
-    other = connect(engine.url.render_as_string(hide_password=False))
+    other = connected(engine.url.render_as_string(hide_password=False))
     with site(other) as running, counting_ahead(other, lambda: NOW) if ahead else nullcontext():
         if not ahead:
             first = get(running, "/").text
@@ -303,7 +303,6 @@ def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
             assert 'http-equiv="refresh"' in first
         wait_until(lambda: other in KNOWN and bool(KNOWN[other].sums))
         assert get(running, "/").text == known
-    other.dispose()
 
 
 def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:

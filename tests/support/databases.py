@@ -23,6 +23,7 @@ from tests.support.sessions import POOLED
 BOTH = ("sqlite", "postgresql")
 TEMPLATE = "template_flowtrail"
 T = TypeVar("T")
+Connect = Callable[..., Engine]
 _numbers = itertools.count(1)
 
 
@@ -134,6 +135,20 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def connected() -> Iterator[Connect]:
+    """Connects a test to a URL, or to the path of a file; the engines are closed behind it."""
+    engines: list[Engine] = []
+
+    def connected(url: str | Path, **options: Any) -> Engine:
+        engines.append(connect(f"sqlite:///{url}" if isinstance(url, Path) else url, **options))
+        return engines[-1]
+
+    yield connected
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.fixture
