@@ -1,7 +1,7 @@
 -- The issues of a run, of one kind, whose target did not have one before.
 -- After a failure or a hold, a valid answer that is not doubted always opens a span: so a span since the previous issue
 -- shows that there was one. Failures do not end a hold; a held answer is valid, and ends a series of failures.
-SELECT issue.verdict AS kind, t.org_id, t.user_id, t.expression, issue.message, issue.error_code
+SELECT t.org_id, t.user_id, t.expression, issue.message, issue.error_code
   FROM sync_issue issue
   JOIN target t ON t.id = issue.target_id
   LEFT JOIN sync_issue before ON before.id =

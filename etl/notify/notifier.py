@@ -14,9 +14,8 @@ from sqlalchemy import Engine
 from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.notify import digest
-from etl.notify.digest import Digest, Message
+from etl.notify.digest import Digest, Message, digest_of
 from etl.notify.receivers import ALARM, ALARM_OVER, Key, Outgoing, ReceiverState, Subscription, Timing
-from etl.notify.run_digest import digest_of
 from etl.report.conditions import IN_DIGESTS
 from etl.report.health import Overdue
 from etl.store import Store, UnnotifiedRun

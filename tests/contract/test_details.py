@@ -15,7 +15,7 @@ from etl.database import reading
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
-from etl.notify.run_digest import digest_of
+from etl.notify.digest import digest_of
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
 from etl.report.listings import CHANGES, EVENTS, HISTORY
 from etl.report.workflow_page import user_changes

@@ -13,8 +13,7 @@ from etl.domain import verdict
 from etl.domain.kinds import DELTA_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
-from etl.notify.digest import Digest
-from etl.notify.run_digest import digest_of
+from etl.notify.digest import Digest, digest_of
 from etl.schema import sync_run
 from etl.store import NewRun, Store, UnnotifiedRun
 from tests.support.builders import UNCHECKED, judged, snapshot
