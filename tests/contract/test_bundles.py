@@ -74,17 +74,6 @@ def test_the_bundle_of_a_whole_trail_passes(house: House, said: Said, tmp_path: 
     assert done.change_sets == len(house.rows("SELECT id FROM change_set"))
 
 
-def test_the_bundle_of_every_part_of_the_time_passes(house: House, said: Said) -> None:
-    live(house)
-    moments = [line["sealed_at"] for line in seal_lines(house.engine)]
-    seals = [dt.datetime.fromisoformat(moment) for moment in moments]
-    for since, until in [(seals[n], seals[n + 3]) for n in range(0, len(seals) - 3, 2)] + [(seals[-2], None)]:
-        bundle, done = written(house, since=since, until=until)
-        code, printed = said(bundle)
-        assert code == 0, (since, until, printed)
-        assert 0 < done.runs < done.seals
-
-
 def test_the_bundle_of_one_organisation_reveals_nothing_of_others(house: House, said: Said) -> None:
     house.serve({"plants": [ANN, EVE], "wind": [BEN]})
     house.serve({"wind": [BEN]})

@@ -11,9 +11,9 @@ from etl import signing
 from etl.errors import SigningError
 from etl.signing.keys import PublicKey, SigningKey
 from etl.store import Store
-from etl.verify import Sealing, verify
+from etl.verify import verify
 from tests.support.intruder import tamper
-from tests.support.trails import ANN, House, findings, live
+from tests.support.trails import ANN, House, findings
 
 
 @pytest.fixture
@@ -29,14 +29,6 @@ def house(engine: Engine, key: SigningKey) -> House:
 
 def found(engine: Engine, *keys: PublicKey, since: int = 0) -> list[str]:
     return [str(finding) for finding in verify(engine, keys=keys, since=since)]
-
-
-def test_every_way_in_which_a_run_ends_is_signed(house: House, key: SigningKey) -> None:
-    live(house)
-    went = Sealing()
-    assert list(verify(house.engine, keys=[key.public], sealing=went)) == []
-    assert went.signed == went.seals
-    assert house.rows("SELECT DISTINCT key_id FROM run_seal") == [(key.public.key_id,)]
 
 
 def test_of_a_stretch_of_seals_with_a_strange_key_the_first_is_named(

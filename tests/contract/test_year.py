@@ -81,6 +81,7 @@ QUARTERS = [BEGIN + dt.timedelta(days=78 * number) for number in range(5)]
 EXTENTS = [
     Extent(),
     *(Extent(since, until) for since, until in pairwise(QUARTERS)),
+    Extent(QUARTERS[3]),
     Extent(org_id="o2"),
     Extent(QUARTERS[1], QUARTERS[3], "o1"),
 ]
