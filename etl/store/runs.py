@@ -115,7 +115,7 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
     return run_id
 
 
-_OF_NEW_RUN: Final = ("origin", "host", "pid", "targets", "schedule", "scheduled_for", "missed")
+_OF_NEW_RUN: Final = tuple(name for name in NewRun.__struct_fields__ if name in sync_run.c)
 _LATEST_MEMBERSHIP: Final = select(func.coalesce(func.max(target_membership.c.id), 0)).scalar_subquery()
 _RUNS_BEFORE: Final = 100
 
