@@ -19,6 +19,7 @@ from etl.store.lease import Verified
 from etl.system.background import BackgroundLoop
 
 if TYPE_CHECKING:  # its libraries come with an extra
+    from etl.signing.keys import PublicKey
     from etl.signing.timestamps import TimeStamp
 
 LOOK_SECONDS: Final = 60.0
@@ -48,7 +49,7 @@ class Verification:
     every: dt.timedelta | None
     """How often what is new is checked, and how often all of it is (``full``); None: never."""
     full: dt.timedelta | None
-    keys: Sequence[verify.PublicKey] = ()
+    keys: Sequence[PublicKey] = ()
     """The keys of valid signatures; empty: not checked."""
 
     def __post_init__(self) -> None:

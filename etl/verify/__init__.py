@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import Engine, func, select, true
 
@@ -27,15 +27,17 @@ from etl.verify.observations import RunTimes, observations, run_times
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, TOUCHED, Row, Rows, opened
 from etl.verify.runs import Sealing
-from etl.verify.seals import Authorities, PublicKey, last_seal, seals, timestamps
+from etl.verify.seals import last_seal, seals, timestamps
+
+if TYPE_CHECKING:  # its libraries come with an extra
+    from etl.signing.keys import PublicKey
+    from etl.signing.timestamps import Authorities
 
 __all__ = [
     "Answers",
-    "Authorities",
     "Finding",
     "HeadsFile",
     "Progress",
-    "PublicKey",
     "Sealing",
     "against",
     "heads",

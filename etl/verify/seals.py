@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine, Row, bindparam, exists, func, select
 
@@ -24,6 +24,10 @@ from etl.schema import run_seal, seal_timestamp, sync_run, trail
 from etl.verify.finding import Broken, Finding, Verbatim, require, shown
 from etl.verify.rows import BEFORE_ALL, as_read, pages
 from etl.verify.runs import Runs, Sealing
+
+if TYPE_CHECKING:  # its libraries come with an extra
+    from etl.signing.keys import PublicKey
+    from etl.signing.timestamps import Authorities
 
 _SEALS_AT_ONCE: Final = 2_000
 _SEALS: Final = select(run_seal, *(column.label(f"its_{column.name}") for column in sync_run.c)).outerjoin(
@@ -59,15 +63,6 @@ def last_seal(engine: Engine) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------ signatures
-
-
-class PublicKey(Protocol):
-    """Checks signatures by the owner of a key."""
-
-    key_id: str
-
-    def accepts(self, signature: str, message: bytes) -> bool:
-        """Whether ``signature`` (base64) over ``message`` is by this key."""
 
 
 class Signatures:
@@ -228,13 +223,6 @@ def _computed(row: Row[Any], trail_id: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------- time stamps
-
-
-class Authorities(Protocol):
-    """Checks whether a token over some bytes is by a trusted authority."""
-
-    def time_of(self, token: bytes, message: bytes) -> dt.datetime:
-        """When the token was made. Raises SigningError if it is not by one of them."""
 
 
 def timestamps(
