@@ -8,13 +8,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import Boolean, Date, DateTime, Engine, Integer, String, column, inspect, select, table, text, update
+from sqlalchemy import Boolean, Date, DateTime, Engine, Integer, String, column, inspect, select, table, text
 
-from etl.database import reading, writing
+from etl.database import reading
 from etl.domain import verdict
 from etl.domain.guard import Decision
 from etl.domain.model import Target
-from etl.schema import UtcTime, target
+from etl.schema import UtcTime
 from tests.organisation.mirror import Small
 from tests.support.builders import ALICE, Diary, after, flow, snapshot
 from tests.support.histories import COVERAGE_GAP, Oracle, World
@@ -108,9 +108,6 @@ def story(engine: Engine, diary: Diary) -> Engine:
     doubted = Decision(frozenset({"9"}), reason="doubted")
     diary.apply(verdict.decided(before, state, answer, doubted, dt.timedelta(hours=36)))
     diary.store.retire_others([ALICE, CAROL], hour(20), None)
-    with writing(engine) as connection:
-        failing = {"consecutive_failures": 3, "last_error_code": "62103", "last_error": "no privilege"}
-        connection.execute(update(target).where(target.c.user_id == "alice").values(failing))
     return engine
 
 
@@ -197,17 +194,6 @@ def test_org_workflow_counts_present_users_and_those_without_an_answer(organisat
     assert first == changed < last
 
 
-def test_org_workflow_history_has_one_state_at_a_time(organisation: Engine) -> None:
-    columns = ("flow_id", "flow_name", "from_kind", "valid_to")
-    states = rows(organisation, "org_workflow_history", *columns)
-    assert [(*state[:3], state[3] is None) for state in states] == [
-        ("1", "name 1", "baseline", True),
-        ("2", "name 2", "baseline", True),
-        ("3", "name 3", "appeared", False),
-        ("4", "name 4", "appeared", True),
-    ]
-
-
 def test_org_pending_has_the_workflows_that_wait_and_for_how_many_users(engine: Engine) -> None:
     """Both lost it, and Ann, who was asked first, must be heard once more."""
     story = Small(engine)
@@ -234,15 +220,6 @@ def test_every_column_of_every_view_is_explained_in_the_database(engine: Engine)
                 query += "WHERE attrelid = CAST(:view AS regclass) AND attnum > 0"
                 said = dict(connection.execute(text(query), {"view": view}).all())
             assert said == {name: comment for (of, name), comment in explained.items() if of == view}
-
-
-def test_target_health_counts_what_is_held(story: Engine) -> None:
-    columns = ("user_id", "versions", "flow_count", "last_observed_at", "consecutive_failures", "last_error_code")
-    assert rows(story, "target_health", *columns, "held_since", "held_workflows", "retired_at") == [
-        ("alice", 4, 2, hour(5), 3, "62103", None, 0, None),
-        ("bob", 4, 1, hour(12.5), 0, None, None, 0, hour(20)),
-        ("carol", 2, 2, hour(13), 0, None, hour(14), 1, None),
-    ]
 
 
 # -------------------------------------------------------------------------------------------------- the oracle
