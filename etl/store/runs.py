@@ -237,12 +237,18 @@ def close_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
     it is replaced by now: a live run writes another one in time. A run that a transaction is writing for at this moment
     is left for the next time.
     """
-    database_time = connection.execute(select(database_now(connection))).scalar_one()
-    running = update(sync_run).where(sync_run.c.status == "running")
-    connection.execute(running.where(sync_run.c.heartbeat_at > database_time).values(heartbeat_at=database_time))
-    dead = select(sync_run.c.id).where(
-        sync_run.c.status == "running", sync_run.c.heartbeat_at < database_time - ABANDONED_AFTER
+    beats = select(sync_run.c.id, sync_run.c.heartbeat_at, database_now(connection)).where(
+        sync_run.c.status == "running"
     )
+    rows = connection.execute(beats).all()
+    if ahead := [run_id for run_id, beat_at, now_there in rows if beat_at > now_there]:
+        corrected = update(sync_run).where(sync_run.c.id.in_(ahead), sync_run.c.heartbeat_at > database_now(connection))
+        connection.execute(corrected.values(heartbeat_at=database_now(connection)))
+    late = {run_id: beat_at for run_id, beat_at, now_there in rows if beat_at < now_there - ABANDONED_AFTER}
+    if not late:
+        return []
+    silent = tuple_(sync_run.c.id, sync_run.c.heartbeat_at).in_(late.items())
+    dead = select(sync_run.c.id).where(sync_run.c.status == "running", silent)
     found = sorted(connection.execute(dead.with_for_update(skip_locked=True)).scalars())
     if found:
         closed = func.coalesce(sync_run.c.closed_at, now, type_=UtcTime())

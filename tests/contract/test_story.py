@@ -364,6 +364,36 @@ def test_what_users_are_told_differently_for_good_is_said_once_and_read_when_it_
         assert story_rows.due_organisations(connection, 10**6, moment(story.at + 4 * HOUR)) == [("o1", 2)]
 
 
+def test_a_quiet_run_reads_its_targets_and_nothing_of_what_users_are_told_differently(engine: Engine) -> None:
+    house = House(engine)
+    for user in house.upstream.lists:
+        house.upstream.lists[user] = [flow(number, f"{number} for {user}") for number in range(50)]
+    lists = {"all": list(house.upstream.lists)}
+    for _ in range(3):
+        house.serve(lists)
+    sent: list[str] = []
+    rows: list[Any] = []
+
+    def count(_: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        sent.extend([] if statement.startswith("BEGIN") else [statement])
+        if engine.dialect.name == "sqlite":
+            cursor.row_factory = lambda _, row: rows.append(row) or row
+        else:
+            cursor.row_factory = counted(cursor.row_factory)
+
+    def counted(factory: Any) -> Any:
+        def made(cursor: Any) -> Any:
+            make = factory(cursor)
+            return lambda values: rows.append(values) or make(values)
+
+        return made
+
+    event.listen(engine, "before_cursor_execute", count)
+    house.serve(lists)
+    assert len(sent) <= 12, sent
+    assert len(rows) <= 3 * len(house.upstream.lists) + 5, rows
+
+
 def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
     story = Small(engine)
     story.hear(ann="1", bob="1")
