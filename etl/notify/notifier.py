@@ -204,7 +204,7 @@ class Notifier:
     def _record_acknowledged(self) -> None:
         """Record in the database what every receiver has accepted, and forget it here."""
         now = self.clock()
-        everybody = self._acknowledged_by_all()
+        everybody = self._pending().intersection(*(state.acknowledged for state in self._receivers))
         for run_id in [run_id for run_id in self._waiting if ("run", run_id) in everybody]:
             if not self.store.mark_notified(run_id, now):
                 self._log.info("told_by_another_too", run_id=run_id)
@@ -220,9 +220,6 @@ class Notifier:
     def _pending(self) -> set[Key]:
         runs: set[Key] = {("run", run_id) for run_id in self._waiting}
         return runs | self._overdue.pending | self._conditions.keys()
-
-    def _acknowledged_by_all(self) -> set[Key]:
-        return self._pending().intersection(*(state.acknowledged for state in self._receivers))
 
 
 _OVERDUE_SHARE: Final = 20

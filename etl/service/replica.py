@@ -91,7 +91,7 @@ class Service:
         self._schedules.load()
         try:
             with self._waiting_for_database():
-                if not self._take_lease() and not standby:
+                if not self._store.take_lease(LEASE, self._identity) and not standby:
                     return False
         except DatabaseError as error:
             self._lose_database(error)
@@ -204,10 +204,12 @@ class Service:
             self._wake.clear()
 
     def _tick(self) -> None:
-        if not self._take_lease():
+        if not self._store.take_lease(LEASE, self._identity):
             self._other = self._store.lease_holder(LEASE) or self._other
             self._set_role("standing_by", active=self._other)
-        elif self._set_role("active", replica=self._identity, **self._previous_replica()):
+            return
+        took_over = {"instead_of": self._other} if self.role == "standing_by" and self._other else {}
+        if self._set_role("active", replica=self._identity, **took_over):
             self._abort_abandoned_runs()
             self._expand_rosters()
             self._retire()
@@ -216,13 +218,6 @@ class Service:
             threading.Thread(target=self._refresh_rosters, name="rosters", daemon=True).start()
         elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
             self._runs.catch_up(self.schedules)
-
-    def _previous_replica(self) -> dict[str, str]:
-        """Which replica this one took over from, for the log."""
-        return {"instead_of": self._other} if self.role == "standing_by" and self._other else {}
-
-    def _take_lease(self) -> bool:
-        return self._store.take_lease(LEASE, self._identity)
 
     def _lose_database(self, error: DatabaseError) -> None:
         before = self.database_condition
@@ -236,15 +231,13 @@ class Service:
 
     def _set_role(self, role: str, **why: object) -> bool:
         """Set the role, and log a change; return whether it changed."""
-        if role in ("active", "standing_by"):
-            self.database_condition = None
         if role == self.role:
             return False
         level = {"database_unreachable": self.log.warning, "database_damaged": self.log.error}.get(role, self.log.info)
         level(role, before=self.role, **why)
         self.role = role
         if role in ("active", "standing_by"):
-            self.was_active = role == "active"
+            self.database_condition, self.was_active = None, role == "active"
         if role != "active":
             self._scheduler.pause()
         self._became(role)

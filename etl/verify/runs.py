@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -118,80 +118,46 @@ class Sealing(msgspec.Struct):
     unsealed_versions: int = 0
 
 
-class Runs:
-    """Goes through all runs together with what names them."""
+def compare_runs(engine: Engine, since: int, sealing: Sealing) -> Iterator[Finding]:
+    """Go through all runs together with what names them; compare those that seals after number ``since`` seal."""
+    low, scopes = BEFORE_ALL, Scopes()
 
-    def __init__(self, engine: Engine, since: int, sealing: Sealing) -> None:
-        self._engine = engine
-        self._since = since
-        self._sealing = sealing
-        self._scopes = Scopes()
-
-    def compare(self) -> Iterator[Finding]:
-        low = BEFORE_ALL
-
-        def compare(connection: Connection, runs: Sequence[Row[Any]]) -> Iterator[Finding]:
-            nonlocal low
-            high = runs[-1].id if len(runs) == _RUNS_AT_ONCE else _HIGHEST
-            with ExitStack() as opened:
-                yield from self._compare_some(connection, opened, runs, low, high)
-            low = high + 1
-
-        return pages(self._engine, _RUNS, sync_run.c.id, compare, at_once=_RUNS_AT_ONCE, tolerant=True)
-
-    def _compare_some(
-        self, connection: Connection, opened: ExitStack, runs: Sequence[Row[Any]], low: int, high: int
-    ) -> Iterator[Finding]:
+    def compare(connection: Connection, runs: Sequence[Row[Any]]) -> Iterator[Finding]:
+        nonlocal low
+        high = runs[-1].id if len(runs) == _RUNS_AT_ONCE else _HIGHEST
         span = {"low": low, "high": high}
+        with ExitStack() as opened:
+            pruned = set(connection.execute(_WERE_PRUNED, span).scalars())
+            streams = [_by_id_of_run(connection, opened, query, span) for query in _NAME_A_RUN]
+            for run in runs:
+                yield from _of_missing_runs(streams, run.id)
+                versions, issues, *events = (each.take(run.id) for each in streams)
+                if run.seal_id is not None and run.seal_id <= since:
+                    continue
+                try:
+                    if run.status == "running":
+                        _require_unsealed(run, versions, sealing)
+                    else:
+                        _require_scope(run.scope)
+                        sums = _Sums(run, scopes.targets_of(connection, run.scope), was_pruned=run.id in pruned)
+                        _require_sealed(sums, versions, issues, events)
+                except Broken as broken:
+                    yield broken.of(run_id=run.id, seal_id=run.seal_id)
+                except (ValueError, LookupError, TypeError, OverflowError) as error:
+                    unreadable = Broken("sync_run", Verbatim("readable"), Verbatim(f"not: {error}"))
+                    yield unreadable.of(run_id=run.id, seal_id=run.seal_id)
+            yield from _of_missing_runs(streams, _HIGHEST + 1)
+        low = high + 1
 
-        def by_run(query: Select[Any]) -> Stream[Row[Any]]:
-            found = connection.execute(query, span, execution_options=STREAMED)
-            opened.callback(found.close)
-            return Stream(found, itemgetter(0), lambda row: row)
-
-        pruned = set(connection.execute(_WERE_PRUNED, span).scalars())
-        streams = [by_run(query) for query in _NAME_A_RUN]
-        for run in runs:
-            yield from _of_missing_runs(streams, run.id)
-            versions, issues, *events = (each.take(run.id) for each in streams)
-            if run.seal_id is None or run.seal_id > self._since:
-                found = _Found(run, run.id in pruned, versions, issues, events)
-                yield from self._compare_run(connection, found)
-        yield from _of_missing_runs(streams, _HIGHEST + 1)
-
-    def _compare_run(self, connection: Connection, found: _Found) -> Iterator[Finding]:
-        run = found.run
-        try:
-            if run.status == "running":
-                self._require_unsealed(found)
-            else:
-                _require_scope(run.scope)
-                _require_sealed(found, self._scopes.targets_of(connection, run.scope))
-        except Broken as broken:
-            yield broken.of(run_id=run.id, seal_id=run.seal_id)
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
-            yield Broken("sync_run", Verbatim("readable"), Verbatim(f"not: {error}")).of(
-                run_id=run.id, seal_id=run.seal_id
-            )
-
-    def _require_unsealed(self, found: _Found) -> None:
-        self._sealing.unsealed_runs += 1
-        self._sealing.unsealed_versions += sum(1 for _ in found.versions)
-        for name in ("finished_at", "seal_id"):
-            if getattr(found.run, name) is not None:
-                place = "run_seal" if name == "seal_id" else f"sync_run.{name}"
-                raise Broken(place, Verbatim("null, since the run has not ended"), getattr(found.run, name))
+    return pages(engine, _RUNS, sync_run.c.id, compare, at_once=_RUNS_AT_ONCE, tolerant=True)
 
 
-class _Found(NamedTuple):
-    """A run, and the rows that name it."""
-
-    run: Row[Any]
-    was_pruned: bool
-    """Whether its issues were deleted when their time had come."""
-    versions: Iterable[Row[Any]]
-    issues: Iterable[Row[Any]]
-    events: Sequence[Iterable[Row[Any]]]
+def _by_id_of_run(
+    connection: Connection, opened: ExitStack, query: Select[Any], span: dict[str, int]
+) -> Stream[Row[Any]]:
+    found = connection.execute(query, span, execution_options=STREAMED)
+    opened.callback(found.close)
+    return Stream(found, itemgetter(0), lambda row: row)
 
 
 def _of_missing_runs(streams: Sequence[Stream[Row[Any]]], before: int) -> Iterator[Finding]:
@@ -202,31 +168,43 @@ def _of_missing_runs(streams: Sequence[Stream[Row[Any]]], before: int) -> Iterat
             yield Finding(run_id=run_id, what="run_id", expected=nothing, found="with some")
 
 
-def _require_sealed(found: _Found, asked: ScopeTargets) -> None:
-    run = found.run
+def _require_unsealed(run: Row[Any], versions: Iterable[Row[Any]], sealing: Sealing) -> None:
+    sealing.unsealed_runs += 1
+    sealing.unsealed_versions += sum(1 for _ in versions)
+    for name in ("finished_at", "seal_id"):
+        if getattr(run, name) is not None:
+            place = "run_seal" if name == "seal_id" else f"sync_run.{name}"
+            raise Broken(place, Verbatim("null, since the run has not ended"), getattr(run, name))
+
+
+def _require_sealed(
+    sums: _Sums, versions: Iterable[Row[Any]], issues: Iterable[Row[Any]], events: Iterable[Iterable[Row[Any]]]
+) -> None:
+    run, asked = sums.run, sums.asked
     if run.seal_id is None:
         raise Broken("run_seal", Verbatim("a seal, since the run has ended"), Verbatim("missing"))
     if run.closed_at is None:
         raise Broken("sync_run.closed_at", Verbatim("a time, since the run has ended"), None)
     require("sync_run.targets_digest", asked.digest, run.targets_digest)
     require("run_seal.targets_digest", asked.digest, run.sealed_targets)
-    sums = _Sums(run, asked)
-    issues = seal.digest_of(map(sums.issue, found.issues))
-    versions = seal.digest_of(map(sums.version, found.versions))
-    sums.require(was_pruned=found.was_pruned)
-    require("run_seal.change_sets_digest", versions, run.sealed_change_sets)
-    if not found.was_pruned:
-        require("run_seal.issues_digest", issues, run.sealed_issues)
-    events = seal.digest_of_lists(map(_event, rows) for rows in found.events)
-    require("run_seal.events_digest", events, run.sealed_events)
+    of_issues = seal.digest_of(map(sums.issue, issues))
+    of_versions = seal.digest_of(map(sums.version, versions))
+    sums.require()
+    require("run_seal.change_sets_digest", of_versions, run.sealed_change_sets)
+    if not sums.was_pruned:
+        require("run_seal.issues_digest", of_issues, run.sealed_issues)
+    of_events = seal.digest_of_lists(map(_event, rows) for rows in events)
+    require("run_seal.events_digest", of_events, run.sealed_events)
 
 
 class _Sums:
     """Adds up the rows of a run, one after the other, checks their places, and returns their bytes."""
 
-    def __init__(self, run: Row[Any], asked: ScopeTargets) -> None:
-        self._run = run
-        self._asked = asked
+    def __init__(self, run: Row[Any], asked: ScopeTargets, *, was_pruned: bool) -> None:
+        self.run = run
+        self.asked = asked
+        self.was_pruned = was_pruned
+        """Whether its issues were deleted when their time had come."""
         self._with_issue = set[int]()
         self._counts: Counter[str] = Counter()
 
@@ -238,7 +216,7 @@ class _Sums:
         return encode(list(row)[2:])
 
     def version(self, row: Row[Any]) -> bytes:
-        run = self._run
+        run = self.run
         if not run.started_at <= row.observed_at <= run.finished_at:
             within = Verbatim(f"in the time of its run, {run.started_at} to {run.finished_at}")
             raise Broken("change_set.observed_at", within, row.observed_at, row.version, _target(row))
@@ -248,12 +226,12 @@ class _Sums:
             self._counts[kind] += getattr(row, kind)
         return encode(row.hash)
 
-    def require(self, *, was_pruned: bool) -> None:
+    def require(self) -> None:
         """Raise Broken unless these are the run's sums; unchanged targets left no row, and are the rest."""
-        run = self._run
-        if was_pruned:
+        run = self.run
+        if self.was_pruned:
             require("sync_issue", 0, len(self._with_issue))
-        by_issues = () if was_pruned else ("changed", "held", "failed", "stale")
+        by_issues = () if self.was_pruned else ("changed", "held", "failed", "stale")
         for name in (*by_issues, *CHANGE_KINDS):
             require(f"sync_run.{name}", self._counts[name], getattr(run, name))
         others = run.changed + run.held + run.failed + run.stale
@@ -264,9 +242,9 @@ class _Sums:
             require("sync_run.status", status, run.status)
 
     def _require_asked(self, table: str, row: Row[Any], version: int | None) -> None:
-        if row.target_id not in self._asked.target_ids:
+        if row.target_id not in self.asked.target_ids:
             none = Verbatim("a run that was to ask this target")
-            raise Broken(f"{table}.run_id", none, self._run.id, version, _target(row))
+            raise Broken(f"{table}.run_id", none, self.run.id, version, _target(row))
 
 
 def _require_scope(scope: str) -> None:

@@ -23,7 +23,7 @@ from etl.report.runs import TRAIL_OF_SEAL
 from etl.schema import run_seal, seal_timestamp, sync_run, trail
 from etl.verify.finding import Broken, Finding, Verbatim, require, shown
 from etl.verify.rows import BEFORE_ALL, as_read, pages
-from etl.verify.runs import Runs, Sealing
+from etl.verify.runs import Sealing, compare_runs
 
 if TYPE_CHECKING:  # its libraries come with an extra
     from etl.signing.keys import PublicKey
@@ -52,7 +52,7 @@ def seals(
     """
     sealing = sealing if sealing is not None else Sealing()
     yield from Links(engine, since, sealing, keys).follow()
-    yield from Runs(engine, since, sealing).compare()
+    yield from compare_runs(engine, since, sealing)
 
 
 def last_seal(engine: Engine) -> int:
