@@ -7,13 +7,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
 import h11
+from requests import PreparedRequest
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import ConnectTimeout, ProxyError
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_auth_from_url
@@ -57,15 +58,15 @@ class Connector:
             why = "has a user or a password that is not Latin-1, which a proxy cannot be sent"
             raise ConfigError([Problem("gateway.proxy", why)]) from None
         self._forwards = self._proxy is not None and not self._origin.is_tls
-        self._url = f"{url.scheme}://{url.netloc}"
+        self.origin = f"{url.scheme}://{url.netloc}"
         tls = self._origin.is_tls or (self._proxy is not None and self._proxy.is_tls)
         self.context = verifying(settings.ca_bundle) if tls else None
 
-    def addressed(self, method: str, path: str, headers: Mapping[str, str]) -> h11.Request:
+    def addressed(self, request: PreparedRequest) -> h11.Request:
         """A request to the gateway, as the server that reads it wants it."""
-        whole = {**headers, "Host": self._origin.authority, **(self._login if self._forwards else {})}
-        target = self._url + path if self._forwards else path
-        return h11.Request(method=method, target=target, headers=list(whole.items()))
+        whole = {**request.headers, "Host": self._origin.authority, **(self._login if self._forwards else {})}
+        target = (request.url or "").removeprefix("" if self._forwards else self.origin)
+        return h11.Request(method=request.method or "", target=target, headers=list(whole.items()))
 
     def open(self, deadline: Deadline, seconds: float) -> Connection:
         """Raises OSError (of requests' kinds while connecting), and GatewayUnreachable ("desync")."""

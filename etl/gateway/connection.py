@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import h11
 from requests.structures import CaseInsensitiveDict
@@ -52,7 +52,7 @@ class Connection:
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self._leftover = b""
 
-    def send(self, request: h11.Request, body: bytes | None, seconds: float) -> None:
+    def send(self, request: h11.Request, body: Any, seconds: float) -> None:
         """Sends a request; each read from now on may take so many seconds. Raises OSError or GatewayUnreachable."""
         self.exchanges += 1
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)

@@ -1,4 +1,4 @@
-"""One HTTP exchange over our own connections: a complete body, or one of our errors.
+"""One HTTP exchange: an adapter of requests over our own connections; a complete body, or one of our errors.
 
 Nothing here retries, follows a redirect, keeps a cookie, or reads the environment.
 """
@@ -11,9 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
-import h11
+from requests import PreparedRequest, Response
+from requests.adapters import BaseAdapter
+from requests.structures import CaseInsensitiveDict
 
 from etl.config import GatewaySettings
 from etl.errors import FlowtrailError, GatewayError
@@ -50,7 +52,7 @@ class Reply(NamedTuple):
     """Whether it is the only answer that its connection ever carried."""
 
 
-class Transport:
+class Transport(BaseAdapter):
     """Exchanges requests with one origin, over at most ``concurrency`` kept-alive connections or one for each exchange.
 
     ``desynced`` is called, from any thread, when a connection carried bytes that belong to no request.
@@ -64,6 +66,7 @@ class Transport:
         clock: Callable[[], dt.datetime],
         desynced: Callable[[], None],
     ) -> None:
+        super().__init__()
         self._connector = Connector(settings)
         self._watchdog = watchdog
         self._clock = clock
@@ -96,8 +99,10 @@ class Transport:
         try:
             if seconds <= 0:
                 raise TimeoutError
-            request = self._connector.addressed(method, path, asked)
-            reply = self._exchange(request, body, deadline, seconds, own=own_connection)
+            request = PreparedRequest()  # by hand, so that everything is sent as it was signed
+            request.method, request.url, request.body = method, self._connector.origin + path, body
+            request.headers = CaseInsensitiveDict(asked)
+            reply = cast(Reply, self.send(request, timeout=(deadline, seconds)).raw)
             if deadline.cut:
                 deadline.check()
             return reply
@@ -106,12 +111,13 @@ class Transport:
                 self._desynced()
             raise translated(error, deadline, seconds) from None
 
-    def _exchange(
-        self, request: h11.Request, body: bytes | None, deadline: Deadline, seconds: float, *, own: bool
-    ) -> Reply:
+    def send(self, request: PreparedRequest, *_: Any, timeout: Any = None, **__: Any) -> Response:
+        """How requests asks an adapter. ``raw`` of the response is the Reply."""
+        deadline, seconds = timeout
+        own = request.headers.get("Connection") == "close"
         connection = self._connection(deadline, seconds, own=own)
         try:
-            connection.send(request, body, seconds)
+            connection.send(self._connector.addressed(request), request.body, seconds)
             if own and self._connector.context is not None:
                 self._open_next(deadline)
             head = connection.head()
@@ -130,7 +136,10 @@ class Transport:
             connection.close()
         else:
             self._kept.append(connection)
-        return Reply(*head, content, headers_at, arrived_at, is_sole=own and connection.exchanges == 1)
+        response = Response()
+        response.status_code, response.headers = head
+        response.raw = Reply(*head, content, headers_at, arrived_at, is_sole=own and connection.exchanges == 1)
+        return response
 
     def _connection(self, deadline: Deadline, seconds: float, *, own: bool) -> Connection:
         """One that has stayed quiet since it was kept, or opened ahead; or a new one.

@@ -318,7 +318,8 @@ BUGS = (
     _bug("the transport asks again, with the same signature", "etl/gateway",
          "            connection.close()\n            raise\n        deadline.release()",
          "            connection.close()\n            if own:\n                raise\n"
-         "            return self._exchange(request, body, deadline, seconds, own=True)\n        deadline.release()",
+         '            request.headers["Connection"] = "close"\n'
+         "            return self.send(request, timeout=timeout)\n        deadline.release()",
          "test_gateway", "test_gateway_errors", "sweep:SQLite, change, outage once"),
     _bug("two upgrades at once", "migrations/env.py",
          '        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")',
