@@ -233,7 +233,7 @@ class Store(Transactions):
             except FenceConflict as conflict:
                 suspects |= conflict.target_ids
 
-    def project(self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime]) -> None:
+    def derive_events(self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime]) -> None:
         """Judge what the end of a run changes in organisations, and write it; see ``story``.
 
         ``began`` is when the run began.
@@ -243,10 +243,10 @@ class Store(Transactions):
             orgs = [org_id for org_id, _ in group]
             step = story.Step(run_id, began, now())
             differing: set[FlowKey] = set()
-            while not self._project(orgs, step, differing):
+            while not self._derive(orgs, step, differing):
                 pass
 
-    def _project(self, orgs: Sequence[str], step: story.Step, differing: set[FlowKey]) -> bool:
+    def _derive(self, orgs: Sequence[str], step: story.Step, differing: set[FlowKey]) -> bool:
         """Whether it is done. If not, another step came in between, or first lists turned out to differ."""
         judged = self._read(lambda connection: story.read_steps(connection, orgs, step, differing))
         if not any(each.changes_something for each in judged):

@@ -85,7 +85,7 @@ def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: C
 def _derive_events(context: RunContext, run_id: int, began_at: dt.datetime, clock: Callable[[], dt.datetime]) -> None:
     """Derive the organisations' events. An error here fails no run: the next run judges the versions too."""
     try:
-        context.store.project(run_id, began_at, clock)
+        context.store.derive_events(run_id, began_at, clock)
     except (DatabaseError, RunClosed):
         raise
     except Exception:

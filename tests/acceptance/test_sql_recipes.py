@@ -234,7 +234,7 @@ class Story:
         assert self.store.apply(run_id, outcomes, builders.UNCHECKED) == set()
         ends_at = at + dt.timedelta(minutes=1)
         builders.set_coverage_gap(self.engine, COVERAGE_GAP)
-        self.store.project(run_id, at, lambda: ends_at)
+        self.store.derive_events(run_id, at, lambda: ends_at)
         assert self.store.finish_run(run_id, status, {}, ends_at)
 
     def _judge(self, target: Target, answer: list[Flow] | None, at: dt.datetime, by: str | None) -> Outcome:

@@ -324,7 +324,7 @@ def test_states_do_not_overlap_when_an_earlier_answer_is_judged_later(engine: En
         assert store.apply(run_id, [told], UNCHECKED) == set()
 
     def end(run_id: int, minutes: int) -> None:
-        store.project(run_id, after(minutes=minutes - 3), lambda: after(minutes=minutes))
+        store.derive_events(run_id, after(minutes=minutes - 3), lambda: after(minutes=minutes))
         assert store.finish_run(run_id, "succeeded", {}, after(minutes=minutes))
 
     for minutes in (0, 10):

@@ -170,7 +170,7 @@ def figure(page: str, name: str) -> dict[str, Any]:
 
 def test_a_plot_has_all_its_days_and_marks_where_looking_began(engine: Engine, diary: Diary) -> None:
     diary.answer(numbered(1, 3), NOW - 2 * DAY)
-    diary.project(NOW - 2 * DAY)
+    diary.derive_events(NOW - 2 * DAY)
     with site(engine) as server:
         page = get(server, "/").text
     drawn = figure(page, "by-cycle")
@@ -197,7 +197,7 @@ def test_a_change_is_visible_on_the_next_request(engine: Engine, diary: Diary, m
     with site(engine) as server:
         assert "1 disappeared" not in get(server, "/").text
         diary.answer(numbered(2, 3), NOW - DAY)
-        diary.project(NOW - DAY)
+        diary.derive_events(NOW - DAY)
         assert "1 disappeared" in get(server, "/").text
 
 

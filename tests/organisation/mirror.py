@@ -72,7 +72,7 @@ class Mirror(KnownState):
 
     def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
         judgements = super().step(decided_at, began)
-        self.store.project(self.run_id, moment(began), lambda: moment(decided_at))
+        self.store.derive_events(self.run_id, moment(began), lambda: moment(decided_at))
         return judgements
 
 

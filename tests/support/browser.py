@@ -86,7 +86,7 @@ def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
     assert diary.store.apply(run_id, outcomes, UNCHECKED) == set()
     counts = Counter[str](outcome.verdict for outcome in outcomes)
     status: RunStatus = "partial" if counts["failed"] or counts["held"] else "succeeded"
-    diary.store.project(run_id, at - dt.timedelta(minutes=1), lambda: at + dt.timedelta(seconds=30))
+    diary.store.derive_events(run_id, at - dt.timedelta(minutes=1), lambda: at + dt.timedelta(seconds=30))
     diary.store.finish_run(run_id, status, counts, at + dt.timedelta(minutes=1))
 
 

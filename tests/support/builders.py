@@ -193,9 +193,9 @@ class Diary:
     def fail(self, target: Target = ALICE, code: str = "62109") -> None:
         assert self.apply(verdict.failed(self.fence(target), Refused("it failed", code=code))) == set()
 
-    def project(self, at: dt.datetime) -> None:
+    def derive_events(self, at: dt.datetime) -> None:
         """Derive the organisations' events, as the end of a run does."""
-        self.store.project(self.begin(), at, lambda: at)
+        self.store.derive_events(self.begin(), at, lambda: at)
 
     def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
         """Assert that the independent checker finds nothing wrong."""

@@ -56,7 +56,7 @@ class RunHistory:
 
     def finish(self, run_id: int, status: RunStatus = "succeeded") -> None:
         end = self._next + dt.timedelta(seconds=10)
-        self.store.project(run_id, self._next, lambda: end)
+        self.store.derive_events(run_id, self._next, lambda: end)
         assert self.store.finish_run(run_id, status, {}, end)
         with writing(self.engine) as connection:  # the heartbeat uses the database's clock, not the test's
             connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=end))
