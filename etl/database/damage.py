@@ -58,7 +58,7 @@ def note_damage(engine: Engine, message: str) -> None:
     file = _file(engine)
     if damage_of(engine) is not None or (file is not None and file.name.endswith(_UNFINISHED)):
         return
-    finding = Damage(said=printable(message)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
+    finding = Damage(said=printable(message)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=identity(file))
     if engine.dialect.name != "sqlite":
         _kept[describe(engine.url)] = finding, time.monotonic() + LOOK_AGAIN_SECONDS
     elif file is not None:
@@ -75,7 +75,7 @@ def damage_of(engine: Engine) -> Damage | None:
     found = kept if time.monotonic() < until else None
     if file is not None:
         found = found or _read(_marker(file))
-        if found is not None and found.file not in (None, _identity(file)):
+        if found is not None and found.file not in (None, identity(file)):
             return None
     return found
 
@@ -137,10 +137,6 @@ def _marker(file: Path) -> Path:
     return file.with_name(file.name + SUFFIX)
 
 
-def _identity(file: Path | None) -> tuple[int, int] | None:
-    return None if file is None else identity(file)
-
-
 def _read(marker: Path) -> Damage | None:
     """The finding in a marker; an unreadable marker counts too. Checking that there is none takes no file descriptor,
     so a process without free ones does not take its database for damaged."""
@@ -159,7 +155,7 @@ def _discard(marker: Path, file: Path) -> None:
     with contextlib.suppress(OSError):
         marker.rename(aside)
         found = _read(aside)
-        if found is not None and found.file in (None, _identity(file)):
+        if found is not None and found.file in (None, identity(file)):
             aside.rename(marker)
         else:
             aside.unlink()

@@ -185,13 +185,13 @@ def _require_same_file(record: ConnectionPoolEntry, file: Path) -> None:
         raise InvalidatePoolError(f"{file} is another file now")
 
 
-def identity(file: Path) -> tuple[int, int] | None:
-    """Device and inode of a file, whatever its name; None if it does not exist."""
+def identity(file: Path | None) -> tuple[int, int] | None:
+    """Device and inode of a file, whatever its name; None if it does not exist, or is a database in memory."""
     try:
-        found = file.stat()
+        found = file.stat() if file is not None else None
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def file_of(url: URL) -> Path | None:

@@ -65,12 +65,6 @@ class Progress(NamedTuple):
     change_sets: int
     changes: int
 
-    def plus(self, chain: Chain) -> Progress:
-        """The progress after one more target."""
-        return Progress(
-            self.targets + 1, self.of_targets, self.change_sets + chain.version, self.changes + chain.changes
-        )
-
 
 def verify(
     engine: Engine,
@@ -177,7 +171,10 @@ class _Replay:
         for row in rows.targets:
             chain, finding = _replay_target(rows, row, times, self._answers)
             self._after = row[0]
-            self._done = self._done.plus(chain)
+            done = self._done
+            self._done = Progress(
+                done.targets + 1, done.of_targets, done.change_sets + chain.version, done.changes + chain.changes
+            )
             self._progress(self._done)
             if finding is not None:
                 yield finding

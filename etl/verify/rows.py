@@ -6,11 +6,11 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from importlib.resources import files
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 from sqlalchemy import (
@@ -213,7 +213,11 @@ def pages(
     ``tolerant``: a time that no datetime can represent is read as ``any_time`` does, and what cannot be read raises
     ValueError; else both raise DatabaseError.
     """
-    first, following = (query, query) if isinstance(query, TextualSelect) else _paged(query, key, at_once)
+    first: Executable = query
+    following: Executable = query
+    if isinstance(query, Select):
+        first = query.order_by(key).limit(at_once)
+        following = first.where(cast("Column[Any]", key) > bindparam("after"))
     read, more = _all if tolerant else rows_of, True
     while more:
         found: list[T] = []
@@ -228,12 +232,6 @@ def pages(
                 found.extend(gather(connection, rows))
         finally:
             yield from found  # also what was found before something that cannot be read
-
-
-@lru_cache
-def _paged(query: Select[Any], key: Any, at_once: int) -> tuple[Select[Any], Select[Any]]:
-    first = query.order_by(key).limit(at_once)
-    return first, first.where(key > bindparam("after"))
 
 
 def statements(name: str) -> dict[str, TextClause]:

@@ -21,9 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 from etl import signing
 from etl.domain.seal import signed_bytes
 from etl.errors import SigningError
-from etl.signing import der
 from etl.signing.keys import SMALL_ORDER_POINTS, PublicKey
-from etl.signing.timestamps import TimeStamp
+from etl.signing.timestamps import TimeStamp, _element, sequence, with_sorted_certificates
 from tests.support.authority import Authority, served
 
 MESSAGE = signed_bytes("6f1d0a52-53c5-4a0e-9b55-0d7f6f1b3c11", 7, "ab" * 32)
@@ -235,18 +234,18 @@ def test_a_file_without_certificates_is_refused_in_one_sentence(tmp_path: Path) 
 
 def test_certificates_in_the_order_of_the_chain_are_put_into_that_of_a_set(authority: Authority) -> None:
     """OpenSSL writes the signer first; the library refuses what is not sorted."""
-    elements = [der.sequence(b"b" * 200), der.sequence(b"a")]
-    signed_data = der.sequence(der._element(0xA0, b"".join(elements)))
-    response = der.sequence(der.sequence(b"") + der.sequence(b"\x06\x00" + der._element(0xA0, signed_data)))
-    ordered = der.with_sorted_certificates(response)
+    elements = [sequence(b"b" * 200), sequence(b"a")]
+    signed_data = sequence(_element(0xA0, b"".join(elements)))
+    response = sequence(sequence(b"") + sequence(b"\x06\x00" + _element(0xA0, signed_data)))
+    ordered = with_sorted_certificates(response)
     assert ordered == response.replace(b"".join(elements), b"".join(sorted(elements)))
-    assert der.with_sorted_certificates(ordered) == ordered
+    assert with_sorted_certificates(ordered) == ordered
 
 
 @pytest.mark.parametrize("cut", [b"", b"\x30", b"\x30\x05\x01", b"\x30\x80\x00\x00", b"\x3f\x01\x00"])
 def test_invalid_der_is_a_value_error(cut: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        der.with_sorted_certificates(cut)
+        with_sorted_certificates(cut)
 
 
 def test_the_key_id_is_the_digest_of_the_raw_public_key() -> None:
