@@ -18,7 +18,7 @@ from etl.config.addresses import is_loopback
 from etl.domain.answers import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, TransientGatewayError
-from etl.gateway import calls, roster
+from etl.gateway import calls, rosters
 from etl.gateway.answer import RawAnswer, read_detail, read_snapshot
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
@@ -168,11 +168,11 @@ class Gateway:
         Interrupted."""
         with self._watchdog.watch(self._deadline_seconds) as deadline:
 
-            def page(number: int) -> roster.Page:
+            def page(number: int) -> rosters.Page:
                 request = calls.roster_page(self._api, org_id, number)
-                return self._run(_Call(request, roster.read_page, deadline, own_connection=True))
+                return self._run(_Call(request, rosters.read_page, deadline, own_connection=True))
 
-            return roster.collected(page)
+            return rosters.collected(page)
 
     def check_token(self) -> TokenCheck:
         """Asks for a token, without a retry; for `flowtrail check`. Raises GatewayError, or Interrupted."""

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 
 from etl.domain.guard import Limits
-from etl.domain.roster import RosterChanges, RosterUser, compared
+from etl.domain.rosters import RosterChanges, RosterUser, compared
 from etl.schema import UtcTime, roster, roster_user
 from etl.store.bulk import insert_into
 

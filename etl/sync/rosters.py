@@ -14,7 +14,7 @@ import structlog
 
 from etl.config import Schedule
 from etl.domain.guard import Limits
-from etl.domain.roster import RosterChanges, RosterUser, compared
+from etl.domain.rosters import RosterChanges, RosterUser, compared
 from etl.errors import DatabaseError, GatewayError, Interrupted
 from etl.store import Store
 

@@ -18,7 +18,7 @@ from etl.database import connect, writing
 from etl.domain import verdict
 from etl.domain.guard import Limits
 from etl.domain.model import Fence, Outcome, Target
-from etl.domain.roster import RosterUser
+from etl.domain.rosters import RosterUser
 from etl.errors import DatabaseError, Refused
 from etl.report.listings import held_sets
 from etl.schema import lease, sync_run

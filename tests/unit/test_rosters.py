@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from etl.demo.world import World
 from etl.domain.guard import Limits
-from etl.domain.roster import RosterChanges, RosterUser, compared
+from etl.domain.rosters import RosterChanges, RosterUser, compared
 from etl.errors import GatewayError, Malformed, Refused
 from etl.gateway import Gateway
 from tests.support.enos import Fault, LocalGateway
