@@ -179,19 +179,19 @@ class Notifications:
 
     def started(self, schedule: Schedule) -> None:
         """A run begins."""
-        self._pinger.started(schedule)
+        self._pinger.ping(schedule, "/start")
 
     def finished(self, report: RunReport, schedule: Schedule) -> None:
         """A run ended. One that was cut short by a stop sends no ping: its slot is caught up later."""
         self.wake()
         if report.status == "failed":
-            self._pinger.failed(schedule, _in_one_line(report))
+            self._pinger.ping(schedule, "/fail", _in_one_line(report))
         elif report.status != "aborted":
-            self._pinger.succeeded(schedule, _in_one_line(report))
+            self._pinger.ping(schedule, "", _in_one_line(report))
 
     def crashed(self, schedule: Schedule, why: str) -> None:
         """A run ended without a report."""
-        self._pinger.failed(schedule, why)
+        self._pinger.ping(schedule, "/fail", why)
 
     def failing(self) -> list[Condition]:
         """The receivers that could not be told lately, and those that cannot be."""

@@ -9,7 +9,7 @@ import contextlib
 import queue
 import threading
 import time
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
@@ -43,26 +43,8 @@ class Pinger:
         self._lock = threading.Lock()
         self._log = structlog.get_logger("etl.notify")
 
-    def started(self, schedule: Schedule) -> None:
-        """Ping that a run begins."""
-        self._add(schedule, "/start", "")
-
-    def succeeded(self, schedule: Schedule, text: str) -> None:
-        """Ping that a run succeeded."""
-        self._add(schedule, "", text)
-
-    def failed(self, schedule: Schedule, text: str) -> None:
-        """Ping that a run failed."""
-        self._add(schedule, "/fail", text)
-
-    def stop(self) -> None:
-        """Send the waiting pings, for a few seconds at most."""
-        with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
-        if self._thread is not None:
-            self._thread.join(_STOP_SECONDS)
-
-    def _add(self, schedule: Schedule, suffix: str, body: str) -> None:
+    def ping(self, schedule: Schedule, suffix: Literal["/start", "", "/fail"], body: str = "") -> None:
+        """Report that a run begins, has succeeded, or has failed, with a short text."""
         if schedule.ping_url is None:
             return
         with self._lock:
@@ -75,6 +57,13 @@ class Pinger:
             self._log.warning(
                 "ping_dropped", schedule=schedule.name, why="too many are waiting for a receiver that hangs"
             )
+
+    def stop(self) -> None:
+        """Send the waiting pings, for a few seconds at most."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
 
     def _send_all(self) -> None:
         with urllib3.PoolManager(retries=False, timeout=TIMEOUT_SECONDS) as pool:

@@ -219,9 +219,9 @@ def a_schedule(url: str, name: str = "plants") -> Schedule:
 def test_pings_keep_their_order_and_their_query(receiver: HttpReceiver) -> None:
     pinger = Pinger()
     schedule = a_schedule(f"http://127.0.0.1:{receiver.port}/key/slug?create=1")
-    pinger.started(schedule)
-    pinger.failed(schedule, "the database is away")
-    pinger.succeeded(schedule, "all is well")
+    pinger.ping(schedule, "/start")
+    pinger.ping(schedule, "/fail", "the database is away")
+    pinger.ping(schedule, "", "all is well")
     pinger.stop()
     assert [(got.path, got.body) for got in receiver.wait_for(3)] == [
         ("/key/slug/start?create=1", ""),
@@ -249,8 +249,8 @@ def test_a_run_pings_how_it_ended_and_one_that_a_stop_cut_short_not_at_all(
 def test_a_ping_that_hangs_delays_nobody(receiver: HttpReceiver) -> None:
     receiver.hold = True
     pinger = Pinger()
-    pinger.started(a_schedule(f"http://127.0.0.1:{receiver.port}/"))
+    pinger.ping(a_schedule(f"http://127.0.0.1:{receiver.port}/"), "/start")
     receiver.wait_for(1)
     for _ in range(2000):
-        pinger.started(a_schedule(f"http://127.0.0.1:{receiver.port}/"))
+        pinger.ping(a_schedule(f"http://127.0.0.1:{receiver.port}/"), "/start")
     receiver.let_go()
