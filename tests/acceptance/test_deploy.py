@@ -398,11 +398,14 @@ def runs(database_url: str) -> list[tuple[dt.datetime, str]]:
         return connection.execute("SELECT scheduled_for, status FROM sync_run ORDER BY id").fetchall()
 
 
-def test_the_versions_of_all_lists_of_requirements_agree() -> None:
-    held = {
-        file.name: dict(re.findall(r"(?m)^([a-z0-9._-]+(?:\[[a-z,]+\])?)==([^\s;]+)", file.read_text("utf-8")))
-        for file in (ROOT / "requirements").glob("*.txt")
-    }
+def test_every_requirement_is_one_version_with_its_hashes_and_the_same_in_all_lists() -> None:
+    held = {}
+    for file in (ROOT / "requirements").glob("*.txt"):
+        entries = re.findall(r"(?m)^[^#\s].*", file.read_text("utf-8").replace("\\\n", " "))
+        pinned = r"([a-z0-9._-]+(?:\[[a-z,]+\])?)==([^\s;]+) .*--hash=sha256:[0-9a-f]{64}"
+        held[file.name] = dict(re.findall(pinned, "\n".join(entries)))
+        assert len(held[file.name]) == len(entries), file
+    assert len(held["core.txt"]) > 20
     for name in ("core.txt", "all.txt", "build.txt"):
         assert held[name].items() <= held["dev.txt"].items()
     assert not held["all.txt"].keys() & {"pytest", "ruff", "mypy", "hatchling"}

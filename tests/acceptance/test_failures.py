@@ -160,28 +160,13 @@ def nasty() -> list[str]:
     edges = ["\ufdd0", "\ufffe", "\uffff", "\U0001f468\u200d\U0001f469", "\U0001d7d9", "\U0010ffff", "\U000e0041"]
     alike = ["a", "A", "a ", " a", "a\t", "é", "e\u0301", "ß", "ss", "ẞ", "ı", "i", "I", "İ", "ﬁ", "fi", "Å", "Å"]
     accents = [f"e{chr(code)}" for code in range(0x0300, 0x0320)]
-    numbers = [
-        "0",
-        "00",
-        "-0",
-        "1",
-        "01",
-        "1.0",
-        "1e3",
-        "٣",
-        "9" * 40,
-        "NaN",
-        "Infinity",
-        "null",
-        "None",
-        "true",
-        "\\N",
-    ]
+    numbers = ["9" * 40, "0", "00", "-0", "1", "01", "1.0", "1e3", "٣"]
+    words = ["NaN", "Infinity", "null", "None", "true", "\\N"]
     code = ["'", "''", '"', "`", ";", "--", "/*", "\\", "\\0", "%", "_", "%s", "%(a)s", ":a", "?", "$1", "{}", "{0}"]
     forged = ["' OR 1=1 --", "'; DROP TABLE target; --", "<script>alert(1)</script>", "=1+1", "@SUM(A1)", "../../x"]
     others = ["\x00", "a\x00", "\ud800", "a\udfff", "", "CON", "流程", "नमस्ते", "x" * 255, "é" * 255, "\r\n\r\n"]
     return list(
-        dict.fromkeys([*controls, *hidden, *marks, *edges, *alike, *accents, *numbers, *code, *forged, *others])
+        dict.fromkeys([*controls, *hidden, *marks, *edges, *alike, *accents, *numbers, *words, *code, *forged, *others])
     )
 
 
@@ -538,14 +523,3 @@ def test_nothing_is_unpickled_and_nothing_is_forked() -> None:
                 continue
             found |= {(path.name, name) for name in names if name in UNSAFE or name.split(".")[0] in UNSAFE - {"os"}}
     assert found == set()
-
-
-@pytest.mark.parametrize("name", ["core.txt", "all.txt", "dev.txt"])
-def test_every_requirement_is_one_version_with_its_hashes(name: str) -> None:
-    entries = (ROOT / "requirements" / name).read_text().replace("\\\n", " ").splitlines()
-    required = [entry for entry in entries if entry.strip() and not entry.lstrip().startswith("#")]
-    assert len(required) > 20
-    loose = [
-        entry for entry in required if not re.match(r"[A-Za-z0-9_.\[\]-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", entry)
-    ]
-    assert loose == []

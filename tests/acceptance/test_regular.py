@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -115,14 +114,3 @@ def test_a_file_without_a_size_is_read_as_far_as_is_sane() -> None:
         read_regular(file, 4 * KIB)
     with open_regular(file) as opened:
         assert opened.read(1)
-
-
-def test_a_service_keeps_its_schedules_where_one_becomes_a_pipe(flowtrail: Program) -> None:
-    service = flowtrail.start("serve")
-    service.wait_for("run_ended")
-    os.mkfifo(flowtrail.folder / "schedules" / "pipe.toml")
-    service.process.send_signal(signal.SIGHUP)
-    assert "it is a pipe, not a regular file" in str(service.wait_for("schedules_broken"))
-    runs = [entry for entry in service.log if entry["event"] == "run_ended"]
-    service.wait_for("run_ended", times=len(runs) + 1)
-    assert service.stop() == 0

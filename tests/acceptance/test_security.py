@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,17 +60,6 @@ def test_no_secret_in_the_log_or_the_arguments_of_a_service(flowtrail: Program, 
     assert service.stop(signal.SIGTERM) == 0
     said = json.dumps(service.log).encode() + arguments
     assert all(disguise not in said for disguise in disguises(CANARY).values())
-
-
-def test_every_file_of_the_database_is_for_its_owner_only(flowtrail: Program) -> None:
-    previous = os.umask(0o022)
-    try:
-        flowtrail("sync", FLOWTRAIL_GATEWAY__SECRET_KEY=CANARY)
-    finally:
-        os.umask(previous)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in flowtrail.folder.glob("flowtrail.db*")}
-    assert modes
-    assert set(modes.values()) == {0o600}
 
 
 def test_a_secret_file_that_others_can_read_is_warned_of_but_used(flowtrail: Program) -> None:

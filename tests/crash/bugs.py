@@ -377,26 +377,17 @@ def prove(bug: Bug) -> Proof:
 
 
 def _catches(folder: Path, check: str) -> bool:
-    python = (sys.executable, "-m")
     if check.startswith("sweep:"):
-        command = [
-            *python,
-            "tests.crash",
-            "--sweep",
-            check.removeprefix("sweep:"),
-            "--every",
-            "4" if "kill" in check else "1",
-            "--stop",
-        ]
+        every = "4" if "kill" in check else "1"
+        command = ["tests.crash", "--sweep", check.removeprefix("sweep:"), "--every", every, "--stop"]
     elif check == MODEL:
-        command = [*python, "tests.crash", "--only", "model", "--count", "40", "--stop"]
+        command = ["tests.crash", "--only", "model", "--count", "40", "--stop"]
     else:
-        command = [*python, "pytest", "-q", "-x", "-p", "no:cacheprovider", _path(folder, check)]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+        command = ["pytest", "-q", "-x", "-p", "no:cacheprovider", _path(folder, check)]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", *command],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
         timeout=_WORKER_TIMEOUT_SECONDS,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from tests.crash import bugs, kills, stops
-from tests.crash.disturbances import Cut, Desync, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
+from tests.crash.disturbances import Cut, Disturbance, FullDisk, Hostile, Strike, Upstream, small_disk
 from tests.crash.place import Place, place
-from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.crash.scenarios import SCENARIOS
 from tests.crash.sweep import MOST_POINTS, Trial, swept
 from tests.support import pooler, postgres
 
@@ -55,8 +56,8 @@ def _arguments() -> argparse.Namespace:
 
 def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) -> list[Disturbance]:
     """All disturbances for this database. A full disk needs a mount; without it only SQLite's page limit is tried."""
-    kinds = [(Reset, "outage"), (Reset, "cut"), (Desync, "interim"), (Desync, "twice")]
-    upstream = [made_of(kind, for_good=for_good) for made_of, kind in kinds for for_good in (False, True)]
+    kinds = ("outage", "cut", "interim", "twice")
+    upstream = [Upstream(kind, for_good=for_good) for kind in kinds for for_good in (False, True)]
     if server is not None:
         strikes = [Strike(how) for how in ("kill", "full", "deadlock", "shutdown")]
         hostile = Hostile(server, stack.enter_context(pooler.running_if_installed(server)))
@@ -66,50 +67,31 @@ def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) 
     return [*(Strike(how) for how in ("kill", "io", "busy", "pages")), *full, *upstream]
 
 
-@contextmanager
-def both(named: str = "") -> Iterator[list[postgres.Server | None]]:
-    """SQLite (None) and a private PostgreSQL server, which is not started if only SQLite is named."""
-    if named.startswith("SQLite"):
-        yield [None]
-        return
-    server = postgres.start()
-    try:
-        yield [None, server]
-    finally:
-        server.stop()
+def _places(named: str = "") -> Iterator[tuple[Place, postgres.Server | None]]:
+    """On SQLite (None), then on a private PostgreSQL server, which is not started if only SQLite is named."""
+    with place() as made:
+        yield made, None
+    if not named.startswith("SQLite"):
+        server = postgres.start()
+        try:
+            with place(server) as made:
+                yield made, server
+        finally:
+            server.stop()
 
 
 def _sweeps(named: str, every: int, stop: bool) -> int:
     found = 0
-    with both(named) as servers:
-        for server in servers:
-            with place(server) as made, ExitStack() as stack:
-                for scenario, disturbance in _chosen(named, server, disturbances(made, server, stack)):
-                    found += _one_sweep(made, scenario, disturbance, every, stop)
+    for made, server in _places(named):
+        with ExitStack() as stack:
+            for disturbance, scenario in itertools.product(disturbances(made, server, stack), SCENARIOS):
+                if named in f"{made.databases.kind}, {scenario.name}, {disturbance.name}":
+                    found += _print_findings(swept(made, scenario, disturbance, range(1, MOST_POINTS, every)), stop)
     return found
-
-
-def _chosen(
-    named: str, server: postgres.Server | None, all_of_them: Iterable[Disturbance]
-) -> Iterator[tuple[Scenario, Disturbance]]:
-    kind = "SQLite" if server is None else "PostgreSQL"
-    for disturbance in all_of_them:
-        for scenario in SCENARIOS:
-            if named in f"{kind}, {scenario.name}, {disturbance.name}":
-                yield scenario, disturbance
 
 
 def _stops(every: int, stop: bool) -> int:
-    found = 0
-    with both() as servers:
-        for server in servers:
-            with place(server) as made:
-                found += _print_findings(stops.stopped(made, range(1, MOST_POINTS, every)), stop)
-    return found
-
-
-def _one_sweep(made: Place, scenario: Scenario, disturbance: Disturbance, every: int, stop: bool) -> int:
-    return _print_findings(swept(made, scenario, disturbance, range(1, MOST_POINTS, every)), stop)
+    return sum(_print_findings(stops.stopped(made, range(1, MOST_POINTS, every)), stop) for made, _ in _places())
 
 
 def _print_findings(trials: Iterable[Trial], stop: bool) -> int:
@@ -129,10 +111,9 @@ def _print_findings(trials: Iterable[Trial], stop: bool) -> int:
 
 def _kills(count: int, seed: int) -> int:
     found = 0
-    with both() as servers, kills.launchers() as launchers:
-        for server in servers:
-            with place(server) as made:
-                found += _until(count, lambda number, m=made, s=server: kills.one_round(m, s, seed + number, launchers))
+    with kills.launchers() as launchers:
+        for made, server in _places():
+            found += _until(count, lambda number, m=made, s=server: kills.one_round(m, s, seed + number, launchers))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import psycopg
 
@@ -31,32 +32,24 @@ class Disturbed(NamedTuple):
     reached: bool
 
 
-class Disturbance(Protocol):
+class Disturbance(abc.ABC):
     """``name`` is for reports. ``dies``: the run is killed, so it reports no error. ``harmless``: it must end as if
     undisturbed."""
 
     name: str
-    dies: bool
-    harmless: bool
-
-    def database(self, place: Place, template: str | None) -> str:
-        """The URL of the trial's database."""
-        ...
-
-    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
-        """Run the command, disturbed at ``at``."""
-        ...
-
-
-class _Disturbance:
     dies = False
     harmless = False
 
     def database(self, place: Place, template: str | None) -> str:
+        """The URL of the trial's database."""
         return place.databases.new(template)
 
+    @abc.abstractmethod
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        """Run the command, disturbed at ``at``."""
 
-class Strike(_Disturbance):
+
+class Strike(Disturbance):
     """At a point in the program's own process; see ``points.py``."""
 
     def __init__(self, how: str) -> None:
@@ -72,7 +65,7 @@ class Strike(_Disturbance):
         return Disturbed(ended, ended.passed >= at)
 
 
-class Cut(_Disturbance):
+class Cut(Disturbance):
     """The connection to PostgreSQL is cut at a message of the client, through a real proxy."""
 
     def __init__(self, server: postgres.Server, when: Literal["before", "middle", "after"]) -> None:
@@ -91,7 +84,7 @@ class Cut(_Disturbance):
             return Disturbed(ended, proxy.has_cut)
 
 
-class Hostile(_Disturbance):
+class Hostile(Disturbance):
     """The role has the n-th hostile default; after the last one, all of them; then all of them through PgBouncer, if it
     is installed. The commands that follow run in the same kind of session."""
 
@@ -120,47 +113,36 @@ class Hostile(_Disturbance):
         return Disturbed(place.run(*command), reached)
 
 
-class Reset(_Disturbance):
-    """The gateway resets the connection at a request, before the first byte or in mid-body; once, or from then on."""
+class Upstream(Disturbance):
+    """The gateway misbehaves from a request on, once or for good.
 
-    def __init__(self, kind: Literal["outage", "cut"], *, for_good: bool) -> None:
-        self.name = f"{kind} {'for good' if for_good else 'once'}"
-        self._fault = Fault(kind, times=None if for_good else 1, endpoint="any", reset=True)
+    | kind | what it does |
+    |---|---|
+    | outage, cut | resets the connection, before the first byte or in mid-body |
+    | interim | sends interim answers before the real one |
+    | twice | sends the real one again, just before the answer to the next request, which is for another user |
 
-    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
-        return _with_fault(place, command, at, self._fault)
-
-
-def _with_fault(place: Place, command: Sequence[str], at: int, fault: Fault) -> Disturbed:
-    """Run the command; its ``at``-th request gets the fault, and so does each later one if the fault is permanent."""
-    if at > 1:
-        place.gateway.order(Fault("none", times=at - 1, endpoint="any"))
-    order = place.gateway.order(fault)
-    if fault.times is None:
-        place.point_at(place.url, deadline="1s")
-    ended = place.run(*command)
-    place.point_at(place.url)
-    place.gateway.clear_faults()
-    return Disturbed(ended, order.met > 0)
-
-
-class Desync(_Disturbance):
-    """The gateway mixes up its answers from a request on, once or for good: interim answers precede the real one, or
-    the real one is sent a second time, just before the answer to the next request, which is for another user.
-
-    The only visible effect allowed: targets fail if every answer comes twice.
+    The only visible effect allowed of the last two: targets fail if every answer comes twice.
     """
 
-    def __init__(self, kind: Literal["interim", "twice"], *, for_good: bool) -> None:
+    def __init__(self, kind: Literal["outage", "cut", "interim", "twice"], *, for_good: bool) -> None:
         self.name = f"{kind} {'for good' if for_good else 'once'}"
-        self.harmless = kind == "interim" or not for_good
-        self._fault = Fault(kind, times=None if for_good else 1, endpoint="any", seconds=0.01)
+        self.harmless = kind == "interim" or (kind == "twice" and not for_good)
+        self._fault = Fault(kind, times=None if for_good else 1, endpoint="any", reset=True, seconds=0.01)
 
     def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
-        return _with_fault(place, command, at, self._fault)
+        if at > 1:
+            place.gateway.order(Fault("none", times=at - 1, endpoint="any"))
+        order = place.gateway.order(self._fault)
+        if self._fault.times is None:
+            place.point_at(place.url, deadline="1s")
+        ended = place.run(*command)
+        place.point_at(place.url)
+        place.gateway.clear_faults()
+        return Disturbed(ended, order.met > 0)
 
 
-class FullDisk(_Disturbance):
+class FullDisk(Disturbance):
     """A real file system in memory with n - 1 free pages."""
 
     name = "disk"

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
@@ -128,7 +127,9 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
     world = place.new_world(World(seed, orgs=1, users=4, flows=200))
     (org,) = world.orgs()
     place.schedule(org, world.users(org), when='every = "1s"')
-    place.use(_new_database(place, server))
+    place.use(place.databases.new())
+    if server is not None:
+        place.databases.make_durable(place.url)
     assert place.run("db", "upgrade").code == 0, place.said
     with _connected(place, server, seed % 3) as how:
         with _evolving(place, rng.randrange(1 << 32)):
@@ -140,25 +141,16 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
             kills += sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND // 2))
             for victim in victims:
                 victim.end()
-        findings = [*_ended_badly(victims), *_final_findings(place)]
+        code = place.run("sync").code
+        undisturbed = [] if code in (0, 1) else [f"the undisturbed sync exits with {code}: {place.said}"]
+        findings = [*_ended_badly(victims), *undisturbed, *place.findings(settled=True)]
     codes = sum((victim.codes for victim in victims), Counter())
-    what = f"seed {seed}, {_kind(server)}{how}{', one answer a transaction' if together else ''}"
+    what = f"seed {seed}, {place.databases.kind}{how}{', one answer a transaction' if together else ''}"
     made = Round(what, kills, codes, len(place.deliveries), findings)
     place.databases.drop(place.url)
     for file in place.folder.glob("*-std*"):
         file.unlink()
     return made
-
-
-def _kind(server: postgres.Server | None) -> str:
-    return "SQLite" if server is None else "PostgreSQL"
-
-
-def _new_database(place: Place, server: postgres.Server | None) -> str:
-    url = place.databases.new()
-    if server is not None:
-        place.databases.make_durable(url)
-    return url
 
 
 @contextmanager
@@ -227,17 +219,20 @@ def _ended_badly(victims: Sequence[Victim]) -> Iterator[str]:
             yield f"a traceback: {victim.said[-3000:]}"
 
 
-def _final_findings(place: Place) -> list[str]:
-    code = place.run("sync").code
-    findings = [] if code in (0, 1) else [f"the undisturbed sync exits with {code}: {place.said}"]
-    return findings + place.findings(settled=True)
-
-
 def restart(server: postgres.Server, mode: str) -> None:
     """Stop the server as if by a power cut ("immediate") and start it again."""
-    data = server.folder / "data"
-    binary = Path((data / "postmaster.opts").read_text().split()[0])
-    pg_ctl = (binary.parent / "pg_ctl", "-D", data, "-m", mode, "-w", "-t", "60", "-l", server.folder / "log")
+    pg_ctl = (
+        postgres.tools_of(server) / "pg_ctl",
+        "-D",
+        server.folder / "data",
+        "-m",
+        mode,
+        "-w",
+        "-t",
+        "60",
+        "-l",
+        server.folder / "log",
+    )
     user = "nobody" if os.geteuid() == 0 else None
     quiet = subprocess.DEVNULL
     subprocess.run([*pg_ctl, "restart"], stdin=quiet, stdout=quiet, stderr=quiet, user=user, cwd="/", check=True)

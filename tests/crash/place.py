@@ -55,6 +55,10 @@ class Databases:
         self._server = server
 
     @property
+    def kind(self) -> str:
+        return "SQLite" if self._server is None else "PostgreSQL"
+
+    @property
     def is_sqlite(self) -> bool:
         return self._server is None
 

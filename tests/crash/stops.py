@@ -27,7 +27,6 @@ GRACE_SECONDS = 5
 """As long as the time that is reserved for the end: a run is cut off as soon as the signal arrives."""
 _SERVE = ("serve",)
 _PATIENCE_SECONDS = 60
-_UNSERVED = (None, "aborted")
 
 
 def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iterator[Trial]:
@@ -37,13 +36,17 @@ def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iter
     known = place.deliveries
     _change(place.gateway.world)
     place.schedule(ORG, (ANN, BOB, CAY), when='every = "24h"')
-    name = f"{'SQLite' if place.databases.is_sqlite else 'PostgreSQL'}, stop"
     try:
         for at in points:
             place.use(place.databases.new(template), known, rest=f'grace = "{GRACE_SECONDS}s"')
             disturbed = _serve(place, at)
             findings = [*_ended_badly(place, disturbed), *_findings(place, settled=False), *_catch_up(place)]
-            yield Trial(name, at, disturbed, [*findings, *_sync(place), *_findings(place, settled=True)])
+            yield Trial(
+                f"{place.databases.kind}, stop",
+                at,
+                disturbed,
+                [*findings, *_sync(place), *_findings(place, settled=True)],
+            )
             place.databases.drop(place.url)
             if not disturbed.reached:
                 break
@@ -54,7 +57,7 @@ def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iter
 def _leave_a_slot_unserved(place: Place) -> None:
     """Turn the last of the two syncs into a scheduled run of three days ago."""
     ago = "datetime('now', '-3 days') || '.000000'" if place.databases.is_sqlite else "now() - interval '3 days'"
-    with _connection(place) as connection:
+    with closing(checker._connect(place.url)) as connection:
         connection.cursor().execute(
             f"UPDATE sync_run SET schedule = 'plants', origin = 'schedule', scheduled_for = {ago} "
             "WHERE id = (SELECT max(id) FROM sync_run)"
@@ -77,17 +80,13 @@ def _serve(place: Place, at: int = 0) -> Disturbed:
         give_up = time.monotonic() + _PATIENCE_SECONDS
         while not ending.done():
             late = time.monotonic() > give_up
-            if late or (reached and _has_run(place)):
+            if late or (reached and '"run_ended"' in place.said):
                 reached = False
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
             time.sleep(0.01)
     ended: Ended = ending.result()
     return Disturbed(ended, reached or 0 < at <= ended.passed)
-
-
-def _has_run(place: Place) -> bool:
-    return '"run_ended"' in place.said
 
 
 def _ended_badly(place: Place, disturbed: Disturbed) -> Iterator[str]:
@@ -100,19 +99,13 @@ def _ended_badly(place: Place, disturbed: Disturbed) -> Iterator[str]:
 
 def _catch_up(place: Place) -> Iterator[str]:
     """The next start serves the slot once if it was not served, and not again if it was."""
-    served = _latest_status(place) not in _UNSERVED
-    if served:
+    latest = _rows(place, "SELECT status FROM sync_run WHERE origin = 'catch_up' ORDER BY id DESC")
+    if latest and latest[0][0] != "aborted":
         return
     _serve(place)
     runs = [json.loads(line) for line in place.said.splitlines() if '"run_ended"' in line]
     if [(run["origin"], run["status"]) for run in runs] != [("catch_up", "succeeded")]:
         yield f"the next start did not catch up on the slot: {place.said}"
-
-
-def _latest_status(place: Place) -> str | None:
-    """The status of the slot's run; None if there is none."""
-    rows = _rows(place, "SELECT status FROM sync_run WHERE origin = 'catch_up' ORDER BY id DESC")
-    return rows[0][0] if rows else None
 
 
 def _sync(place: Place) -> Iterator[str]:
@@ -122,13 +115,7 @@ def _sync(place: Place) -> Iterator[str]:
 
 
 def _rows(place: Place, query: str) -> list[tuple[Any, ...]]:
-    with _connection(place) as connection:
+    with closing(checker._connect(place.url)) as connection:
         cursor = connection.cursor()
         cursor.execute(query)
         return list(cursor.fetchall())
-
-
-@contextlib.contextmanager
-def _connection(place: Place) -> Iterator[Any]:
-    with closing(checker._connect(place.url)) as connection:
-        yield connection

@@ -45,8 +45,7 @@ class Sweep:
         self._bad_signatures = 0
         scenario.upstream(place.gateway.world)
         place.schedule(ORG, scenario.configured)
-        database = "SQLite" if place.databases.is_sqlite else "PostgreSQL"
-        self.name = f"{database}, {scenario.name}, {disturbance.name}"
+        self.name = f"{place.databases.kind}, {scenario.name}, {disturbance.name}"
 
     def trial(self, at: int) -> Trial:
         """Disturb, check, recover, and check again."""
