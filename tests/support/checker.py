@@ -14,6 +14,7 @@ import json
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -28,8 +29,6 @@ Key = tuple[str, str, str]
 """org, user, expression."""
 Row = SimpleNamespace
 
-KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
-VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
 PLACES = {"renamed": 1, "cycle_changed": 2, "editable_changed": 3}
 """The kinds that change an attribute, and its place in a workflow."""
 APPROVED = ("removed", *PLACES)
@@ -238,10 +237,8 @@ class _Target:
         )
         earlier = held_since is not None and missing and min(missing) < held_since
         self._say(earlier, "a workflow went missing before the hold began")
-        self._say(held_since is not None and not self.held_in and self._all_runs_known(), "held without an issue")
-
-    def _all_runs_known(self) -> bool:
-        return all(made.run_id in self.runs for made in self.sets)
+        known = all(made.run_id in self.runs for made in self.sets)
+        self._say(held_since is not None and not self.held_in and known, "held without an issue")
 
     def _delivered(self, guarded: bool) -> None:
         """Each version is an answer that came after the previous version's (except for what the guard kept)."""
@@ -251,7 +248,8 @@ class _Target:
             before = self.states[number - 1] if number else State()
             partly = made.run_id in self.held_in or made.run_id not in self.runs
             rest = range(places[-1], len(self.answers))
-            fitting = [i for i in rest if self._may_make(i, state, before, partly)]
+            of_version = [i for i in rest if not self.answers[i].kept_open]
+            fitting = [i for i in of_version if _fits(state, self.answers[i].state, before, partly)]
             found = next(iter(fitting), None)
             self._say(found is None, f"version {made.version} was never delivered, or not in this order")
             if guarded and fitting and made.approved_by is None and _loses(number, before, state):
@@ -279,10 +277,6 @@ class _Target:
                 after = range(places[known], len(self.answers))
                 lacking += [next((i for i in after if _loses(known, before, self.answers[i].state)), len(self.answers))]
         return min(lacking)
-
-    def _may_make(self, number: int, state: State, before: State, partly: bool) -> bool:
-        answer = self.answers[number]
-        return not answer.kept_open and _fits(state, answer.state, before, partly)
 
     def _last_answer(self) -> None:
         last, at, kept_open = self.answers[-1]
@@ -551,7 +545,6 @@ def tables_of(url: str) -> Row:
         **found,
         changes=_grouped(found["workflow_change"], "change_set_id"),
         by_target={name: _grouped(found[name], "target_id") for name in by_target},
-        by_run={name: _grouped(found[name], "run_id") for name in ("change_set", "sync_issue")},
     )
 
 
@@ -604,9 +597,6 @@ def _micros(at: dt.datetime) -> int:
 
 
 def _by_id(flows: Iterable[Any]) -> State:
-    listed = [tuple(flow) if isinstance(flow, list | tuple) else _fields(flow) for flow in flows]
+    fields = attrgetter("flow_id", "flow_name", "cycle", "editable")
+    listed = [tuple(flow) if isinstance(flow, list | tuple) else fields(flow) for flow in flows]
     return {flow[0]: flow for flow in listed}
-
-
-def _fields(flow: Any) -> Flow:
-    return flow.flow_id, flow.flow_name, flow.cycle, flow.editable

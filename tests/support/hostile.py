@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 TOKEN = "token-canary-4f1d"
-NEVER = 10_000
 
 
 class Request(NamedTuple):
