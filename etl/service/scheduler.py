@@ -19,7 +19,7 @@ from typing import Any, Final
 import structlog
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 from apscheduler.executors.base import BaseExecutor
-from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
@@ -63,13 +63,10 @@ class Scheduler:
         self._closed = threading.Event()
         self._paused = False
         self._lock = threading.RLock()
-        self._plans: dict[str, _SlotTrigger] = {}
+        self._plans: dict[str, Job] = {}
+        """The job of each schedule; its trigger is a _SlotTrigger."""
         self._threads = _ThreadPerRun()
-        self._jobs = BackgroundScheduler(
-            timezone=dt.UTC,
-            executors={"default": self._threads},
-            jobstores={"default": MemoryJobStore()},
-        )
+        self._jobs = BackgroundScheduler(timezone=dt.UTC, executors={"default": self._threads})
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # we log the same ourselves
         self._jobs.add_listener(self._log_skipped, EVENT_JOB_MAX_INSTANCES)
 
@@ -83,8 +80,7 @@ class Scheduler:
             if self._closed.is_set():
                 return
             for name in self._plans.keys() - wanted.keys():
-                del self._plans[name]
-                self._jobs.remove_job(_schedule_id(name))
+                self._plans.pop(name).remove()
             for name, schedule in wanted.items():
                 self._plan(name, schedule)
 
@@ -116,29 +112,29 @@ class Scheduler:
         Unfinished work continues in daemon threads, which do not keep the process alive.
         """
         with self._lock:
-            first = not self._closed.is_set()
             self._closed.set()
         self._clock_watch.stop(0)
-        if first and self._jobs.running:
+        if self._jobs.running:
             self._jobs.shutdown(wait=False)
         return self._threads.wait(wait_seconds)
 
     def _plan(self, name: str, schedule: Schedule) -> None:
         old = self._plans.get(name)
-        if old and (old.slots, old.jitter) == (schedule.slots, schedule.jitter):
-            old.schedule = schedule
+        if old and (old.trigger.slots, old.trigger.jitter) == (schedule.slots, schedule.jitter):
+            old.trigger.schedule = schedule
             return
         if old:
-            self._jobs.remove_job(_schedule_id(name))
-        plan = self._plans[name] = _SlotTrigger(schedule, self._clock)
-        self._jobs.add_job(partial(self._fire, name), plan, id=_schedule_id(name), name=name, **_JOB_OPTIONS)
+            old.remove()
+        trigger, work = _SlotTrigger(schedule, self._clock), partial(self._fire, name)
+        self._plans[name] = self._jobs.add_job(work, trigger, id=f"schedule {name}", name=name, **_JOB_OPTIONS)
 
-    def _fire(self, name: str, planned: dt.datetime | None = None) -> None:
+    def _fire(self, name: str) -> None:
         with self._lock:
-            plan = self._plans.get(name)
-        if plan is None or self._paused or self._stop.is_set() or self._closed.is_set():
+            job = self._plans.get(name)
+        if job is None or self._paused or self._stop.is_set() or self._closed.is_set():
             return
-        slot = plan.slots.latest_until(_not_before(planned, self._clock()))
+        plan = job.trigger
+        slot = plan.slots.latest_until(_not_before(plan.due, self._clock()))
         if slot is not None:
             _log_exceptions(partial(self._run, plan.schedule, slot), name)
 
@@ -159,13 +155,8 @@ class Scheduler:
 
     def _plan_anew(self) -> None:
         with self._lock:
-            if self._closed.is_set():
-                return
-            now = self._clock()
-            for job in self._jobs.get_jobs():
-                if job.trigger.is_due(now):
-                    job.modify(next_run_time=utc_now())
-                else:
+            if not self._closed.is_set():
+                for job in self._jobs.get_jobs():
                     job.reschedule(job.trigger)
 
 
@@ -187,6 +178,8 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
         if previous is not None and previous == self._fired_at and self._fires_at:
             return self._fires_at  # APScheduler asks twice for the time after a fire time
         clock = self._clock()
+        if previous is None and self.slot is not None and self.slot <= clock:
+            return now  # the clock was set past it
         self.due = self.slot if previous is not None and previous == self._fires_at else None
         self.slot = self.slots.next_after(_not_before(self.due, clock))
         # utc_now is read after the clock, so that no slot fires before its time
@@ -194,23 +187,15 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
         self._fired_at, self._fires_at = previous, max(fires_at, now + _MOMENT)
         return self._fires_at
 
-    def is_due(self, now: dt.datetime) -> bool:
-        return self.slot is not None and self.slot <= now
-
 
 class _IntervalTrigger(BaseTrigger):  # type: ignore[misc]
     """Due at fixed intervals by the monotonic clock."""
-
-    due = None
 
     def __init__(self, seconds: float) -> None:
         self._interval = dt.timedelta(seconds=seconds)
 
     def get_next_fire_time(self, previous: dt.datetime | None, now: dt.datetime) -> dt.datetime:
         return max(utc_now(), now) + self._interval
-
-    def is_due(self, now: dt.datetime) -> bool:
-        return False
 
 
 class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
@@ -227,17 +212,16 @@ class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
             return self._idle.wait_for(lambda: not self._running, max(0.0, seconds))
 
     def _do_submit_job(self, job: Any, run_times: list[dt.datetime]) -> None:
-        work = job.func if job.trigger.due is None else partial(job.func, job.trigger.due)
-        thread = threading.Thread(target=self._work, args=(job.id, work), name=job.name, daemon=True)
+        thread = threading.Thread(target=self._work, args=(job,), name=job.name, daemon=True)
         with self._idle:
             thread.start()
             self._running += 1
 
-    def _work(self, job_id: str, work: Callable[[], object]) -> None:
+    def _work(self, job: Any) -> None:
         try:
-            work()
+            job.func()
         finally:
-            self._run_job_success(job_id, [])
+            self._run_job_success(job.id, [])
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
@@ -253,7 +237,3 @@ def _log_exceptions(function: Callable[[], object], name: str) -> None:
         function()
     except Exception:
         log.exception("failed", job=name)
-
-
-def _schedule_id(name: str) -> str:
-    return f"schedule {name}"

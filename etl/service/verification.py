@@ -26,8 +26,7 @@ LOOK_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 600.0
 """How long to wait after a failed request for a time stamp."""
 _REMEDY: Final = "keep a copy of the database as it is, then run `flowtrail verify`"
-_REST_SHARE: Final = 1.0
-"""It rests as long as it has worked, so it takes at most half of a processor."""
+_REST_AFTER_SECONDS: Final = 0.05
 _OVERDUE: Final = 2
 """This many times ``every`` may pass before it is reported."""
 _STOP_SECONDS: Final = 3.0
@@ -80,15 +79,10 @@ class Verification:
         if _is_due(done.get("full"), self.full, now):
             self._check("full")
         elif _is_due(latest, self.every, now):
-            self._check_what_is_new(latest)
-
-    def _check_what_is_new(self, latest: Verified | None) -> None:
-        """Check what is new; after a finding repeat that check instead, because new rows cannot show that it was
-        repaired."""
-        if latest is not None and latest.findings:
-            self._check(latest.kind)
-        else:
-            self._check("trail", latest.last_seal if latest else 0)
+            if latest is not None and latest.findings:
+                self._check(latest.kind)  # new rows cannot show that it was repaired
+            else:
+                self._check("trail", latest.last_seal if latest else 0)
 
     def condition(self) -> Condition | None:
         """The condition that a check is long overdue."""
@@ -100,19 +94,24 @@ class Verification:
 
     def _check(self, kind: str, since: int = 0) -> None:
         """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""
-        began, throttle = self.clock(), _Throttle(self._may_continue, self.loop.wait)
-        through, sealing = [verify.Progress(0, 0, 0, 0)], verify.Sealing(last=since)
+        began, working_since = self.clock(), time.monotonic()
+        done, sealing = verify.Progress(0, 0, 0, 0), verify.Sealing(last=since)
 
         def report(progress: verify.Progress) -> None:
-            through[0] = progress
-            throttle.rest()
+            """Rest as long as the work took, so that it takes at most half of a processor."""
+            nonlocal done, working_since
+            done = progress
+            if not self.active() or self.loop.stopping:
+                raise _Stopped
+            if (worked := time.monotonic() - working_since) > _REST_AFTER_SECONDS:
+                self.loop.wait(worked)
+                working_since = time.monotonic()
 
         found = verify.verify(self.engine, since=since, progress=report, sealing=sealing, keys=self.keys)
         findings = [str(finding) for finding in found]
         if kind == "full":
             whole = database.integrity(self.engine)
             findings += [f"the file is damaged: {said}" for said in whole.damage]
-        done = through[0]
         sums = {"targets": done.targets, "change_sets": done.change_sets, "last_seal": sealing.last}
         self.store.keep_verified(
             Verified(
@@ -127,27 +126,6 @@ class Verification:
         for finding in findings[:10]:
             self._log.error("trail_broken", finding=finding, remedy=_REMEDY)
         self._log.info("verified", kind=kind, after_seal=since, **sums, findings=len(findings))
-
-    def _may_continue(self) -> bool:
-        return self.active() and not self.loop.stopping
-
-
-class _Throttle:
-    """Rests between targets for as long as the work took."""
-
-    def __init__(self, may_continue: Callable[[], bool], wait: Callable[[float], object]) -> None:
-        self._may_continue = may_continue
-        self._wait = wait
-        self._since = time.monotonic()
-
-    def rest(self) -> None:
-        """Rest. Raises _Stopped if the check is to end."""
-        if not self._may_continue():
-            raise _Stopped
-        worked = time.monotonic() - self._since
-        if worked > 0.05:
-            self._wait(worked * _REST_SHARE)
-            self._since = time.monotonic()
 
 
 def _is_due(done: Verified | None, every: dt.timedelta | None, now: dt.datetime) -> bool:

@@ -200,12 +200,12 @@ def test_housekeeping_survives_its_exceptions_and_may_be_added_later(bench: Benc
 def test_ten_years_ahead_are_one_run_for_the_newest_slot(bench: Bench, slots: Slots) -> None:
     with capture_logs() as logs:
         bench.start(plan("a", slots))
-        wait_until(lambda: bench.scheduler._plans["a"].slot is not None)
+        wait_until(lambda: bench.scheduler._plans["a"].trigger.slot is not None)
         bench.clock.ahead = dt.timedelta(days=3653)
         _, slot = bench.next_run()
         assert slot == slots.latest_until(bench.clock())
     assert any(each["event"] == "clock_was_set" for each in logs)
-    assert bench.scheduler._plans["a"].slot == slots.next_after(slot)
+    assert bench.scheduler._plans["a"].trigger.slot == slots.next_after(slot)
 
 
 @pytest.mark.parametrize("back", [dt.timedelta(hours=1), dt.timedelta(days=1), dt.timedelta(days=3653)])
