@@ -211,18 +211,6 @@ def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> 
     assert ["62101" in each["said"] for each in found if not each["ok"]] == [True]
 
 
-def test_all_problems_of_settings_and_schedules_are_reported_at_once_with_exit_2(flowtrail: Program) -> None:
-    flowtrail.configure(gateway="concurency = 3", rest="[guards]\nmin_removed = 1\n")
-    flowtrail.schedule("broken", [(ORG, [ANN])], when='cron = "61 * * * *"')
-    flowtrail.schedule("twice", [(ORG, [ANN, ANN])])
-    (flowtrail.folder / "schedules" / "empty.toml").write_text('every = "1h"\n')
-    done = flowtrail("check", FLOWTRAIL_GATEWAY__SECRET_KEY="")
-    assert done.returncode == 2
-    for said in ("concurency", "concurrency", "guard", "broken.toml", "twice.toml", "empty.toml", "SECRET_KEY"):
-        assert said in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("command", ["sync", "status", "flows", "serve", "changes"])
 def test_a_missing_database_is_exit_3_without_a_password(flowtrail: Program, command: str) -> None:
     flowtrail.database_url = "postgresql+psycopg://flowtrail:hush-hush@127.0.0.1:9/flowtrail"

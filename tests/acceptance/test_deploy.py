@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import http.client
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,6 @@ def test_the_settings_of_the_compose_file_are_settings(compose: Any, tmp_path: P
 # systemd
 
 
-systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd: apt-get install systemd")
-
-
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """The unit, with the program that is installed here."""
@@ -145,17 +142,11 @@ def unit(tmp_path: Path) -> Path:
     return file
 
 
-@systemd
-def test_systemd_finds_no_fault_in_the_unit(unit: Path) -> None:
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@systemd
-def test_systemd_finds_the_unit_hardly_exposed(unit: Path) -> None:
-    rated = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=15", unit]
-    done = subprocess.run(rated, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout.splitlines()[-1]
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd: apt-get install systemd")
+@pytest.mark.parametrize("asked", ["verify --man=no", "security --offline=yes --no-pager --threshold=15"])
+def test_systemd_finds_no_fault_in_the_unit_and_that_it_is_hardly_exposed(unit: Path, asked: str) -> None:
+    done = subprocess.run(["systemd-analyze", *asked.split(), unit], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -289,8 +280,8 @@ class Watch:
     """Asks every replica that it was told of, over and over, as a probe and an alert do."""
 
     def __init__(self) -> None:
-        self.alive: dict[str, str] = {}
-        self.bad: list[tuple[str, str, int, str]] = []
+        self.alive: list[Running] = []
+        self.bad: list[tuple[str, object]] = []
         self.asked = 0
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -304,36 +295,29 @@ class Watch:
         self._over.set()
         self._thread.join()
 
-    def joins(self, name: str, replica: Running) -> int:
-        """Its port, from when on it is watched."""
-        url = str(replica.wait_for("listening")["url"])
+    def joins(self, replica: Running) -> None:
+        replica.wait_for("listening")
         with self._lock:
-            self.alive[name] = url.removeprefix("http://")
-        return int(url.rpartition(":")[2])
+            self.alive.append(replica)
 
-    def leaves(self, name: str) -> None:
+    def leaves(self, replica: Running) -> None:
         with self._lock:
-            del self.alive[name]
+            self.alive.remove(replica)
 
     def _look(self) -> None:
         while not self._over.wait(0.05):
             with self._lock:
-                for name, address in self.alive.items():
-                    for path in ("/healthz", "/readyz", "/freshness"):
-                        self._ask(name, address, path)
+                for replica, path in product(self.alive, ("/healthz", "/readyz", "/freshness")):
+                    self._ask(replica, path)
 
-    def _ask(self, name: str, address: str, path: str) -> None:
-        connection = http.client.HTTPConnection(address, timeout=30)
+    def _ask(self, replica: Running, path: str) -> None:
         try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
+            status, body = replica.get(path)
             self.asked += 1
-            if answer.status != 200:
-                self.bad.append((name, path, answer.status, answer.read().decode()))
+            if status != 200:
+                self.bad.append((path, body))
         except OSError as error:
-            self.bad.append((name, path, 0, str(error)))
-        finally:
-            connection.close()
+            self.bad.append((path, error))
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
@@ -345,21 +329,22 @@ def test_a_deploy_fires_no_alert(database_url: str, gateway: LocalGateway, tmp_p
     with Watch() as watch:
         active = flowtrail.start("serve")
         active.wait_for("run_ended")
-        watch.joins("active", active)
+        watch.joins(active)
         standby = flowtrail.start("serve")
         standby.wait_for("standing_by")
-        port = watch.joins("standby", standby)
+        watch.joins(standby)
+        port = int(standby.wait_for("listening")["url"].rpartition(":")[2])
         assert healthy(port) == 0
         slow = gateway.order(Fault("delay", seconds=1.0, user=BOB))
         assert slow.reached.wait(60)
-        watch.leaves("active")
+        watch.leaves(active)
         assert active.stop() == 0
         stopped = active.wait_for("stopped")
         ended = active.wait_for("run_ended", times=2)
         standby.wait_for("run_ended")
         new = flowtrail.start("serve")
         new.wait_for("standing_by")
-        watch.joins("new", new)
+        watch.joins(new)
         standby.wait_for("run_ended", times=2)
     assert (stopped["runs_ended"], ended["status"]) == (True, "succeeded")
     assert watch.bad == []
@@ -381,7 +366,7 @@ def test_an_old_replica_works_on_beside_a_newer_schema(gateway: LocalGateway, tm
     with Watch() as watch:
         old = flowtrail.start("serve")
         old.wait_for("run_ended")
-        watch.joins("old", old)
+        watch.joins(old)
         with contextlib.closing(sqlite3.connect(tmp_path / "flowtrail.db", timeout=60)) as connection, connection:
             connection.execute("UPDATE alembic_version SET version_num = '9999'")
         seen = len(old.log)

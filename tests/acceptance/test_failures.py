@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import datetime as dt
 import json
 import os
-import random
 import re
 import resource
 import signal
@@ -42,14 +40,12 @@ from tests.support.house import House, gone
 from tests.support.program import KEY, SECRET, Program
 from tests.support.served import Clock, Served, wait_until
 
-ROOT = Path(__file__).parents[2]
 ORG, ANN, BOB = "o1", "ann", "bob"
 ALICE, BERTA = Target(ORG, "alice"), Target(ORG, "berta")
 PATIENCE_SECONDS = 60
 DAILY = Every(dt.timedelta(days=1))
 
 on_postgresql = pytest.mark.parametrize("dialect", ["postgresql"])
-on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
 
 
 @pytest.fixture
@@ -77,97 +73,14 @@ def house(engine: Engine, database_url: str) -> Iterator[House]:
 # ------------------------------------------------------------------------------------------------ the answer
 
 
-def test_a_mutated_answer_is_the_list_that_it_says_or_a_named_failure() -> None:
-    """2,000 valid bodies, each altered in one to three places: judged by rules that are written down again below."""
-    chance = random.Random(1)
-    refused = 0
-    for _ in range(2_000):
-        body: dict[str, Any] = {"code": 0, "msg": "OK", "data": [an_item(n) for n in range(4)]}
-        for _ in range(chance.randint(1, 3)):
-            mutate(body, chance)
-        promised = the_list_in(body)
-        found = outcome(json.dumps(body).encode())
-        if promised is None:
-            refused += 1
-            assert isinstance(found, str), body
-            assert re.search(r"code|data|surrogate|EnOS answers \d", found), found
-        else:
-            assert not isinstance(found, str), (body, found)
-            assert {each.flow_id: (each.flow_name, each.cycle, each.editable) for each in found} == promised
-    assert 500 < refused < 1_900
-
-
-def an_item(number: int) -> dict[str, object]:
-    return {"flowId": f"{number}", "flowName": f"név {number}", "cycle": "D", "editable": True}
-
-
-STRANGE = [None, True, False, 0, 1, -7, 2**63, 1.0, 0.5, "", "0", "x" * 100_000, "\0", "\ud800", "e\u0301", [], {}, [1]]
-
-
-def mutate(body: dict[str, Any], chance: random.Random) -> None:
-    items = body.get("data")
-    if not isinstance(items, list) or not items or chance.random() < 0.15:
-        field = chance.choice(["code", "data", "msg", "requestId", "extra"])
-        body[field] = chance.choice([*STRANGE, 62101, 62109])
-        if chance.random() < 0.3:
-            del body[field]
-        return
-    at = chance.randrange(len(items))
-    act = chance.choice(["value", "value", "value", "delete", "extra", "again", "drop", "item", "reverse"])
-    if act == "again":
-        items.append(items[at])
-    elif act == "drop":
-        del items[at]
-    elif act == "item":
-        items[at] = chance.choice(STRANGE)
-    elif act == "reverse":
-        items.reverse()
-    elif isinstance(items[at], dict):
-        changed = dict(items[at])
-        field = "owner" if act == "extra" else chance.choice(["flowId", "flowName", "cycle", "editable"])
-        changed[field] = chance.choice(STRANGE)
-        if act == "delete":
-            del changed[field]
-        items[at] = changed
-
-
-def the_list_in(body: dict[str, Any]) -> dict[str, tuple[object, ...]] | None:
-    """What a body says by the rules, None where it must be refused."""
-    items = body.get("data")
-    if type(body.get("code")) is not int or body["code"] or not isinstance(items, list):
-        return None
-    if "\\ud800" in json.dumps(body):
-        return None
-    found: dict[str, tuple[object, ...]] = {}
-    for item in items:
-        if not isinstance(item, dict):
-            return None
-        flow_id, name, cycle, editable = (item.get(key) for key in ("flowId", "flowName", "cycle", "editable"))
-        texts = all(each is None or (type(each) is str and "\0" not in each) for each in (name, cycle))
-        is_id = type(flow_id) is int or (type(flow_id) is str and flow_id != "" and "\0" not in flow_id)
-        if not (texts and is_id and type(editable) in (bool, type(None))):
-            return None
-        if found.setdefault(str(flow_id), (name, cycle, editable)) != (name, cycle, editable):
-            return None
-    return found
-
-
 def nasty() -> list[str]:
     """Two hundred strings that careless programs lose, fold, cut, forge with, or choke on."""
-    controls = [f"a{chr(code)}b" for code in (*range(1, 32), *range(127, 160))]
-    hidden = [f"a{chr(code)}" for code in (0x00AD, 0x061C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F))]
-    marks = [f"{chr(code)}a" for code in (*range(0x2060, 0x2070), 0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB, 0xFFFC, 0xFFFD)]
-    edges = ["\ufdd0", "\ufffe", "\uffff", "\U0001f468\u200d\U0001f469", "\U0001d7d9", "\U0010ffff", "\U000e0041"]
-    alike = ["a", "A", "a ", " a", "a\t", "é", "e\u0301", "ß", "ss", "ẞ", "ı", "i", "I", "İ", "ﬁ", "fi", "Å", "Å"]
-    accents = [f"e{chr(code)}" for code in range(0x0300, 0x0320)]
-    numbers = ["9" * 40, "0", "00", "-0", "1", "01", "1.0", "1e3", "٣"]
-    words = ["NaN", "Infinity", "null", "None", "true", "\\N"]
-    code = ["'", "''", '"', "`", ";", "--", "/*", "\\", "\\0", "%", "_", "%s", "%(a)s", ":a", "?", "$1", "{}", "{0}"]
-    forged = ["' OR 1=1 --", "'; DROP TABLE target; --", "<script>alert(1)</script>", "=1+1", "@SUM(A1)", "../../x"]
-    others = ["\x00", "a\x00", "\ud800", "a\udfff", "", "CON", "流程", "नमस्ते", "x" * 255, "é" * 255, "\r\n\r\n"]
-    return list(
-        dict.fromkeys([*controls, *hidden, *marks, *edges, *alike, *accents, *numbers, *words, *code, *forged, *others])
-    )
+    codes = (*range(0xA0), 0xAD, *range(0x0300, 0x0320), 0x061C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F))
+    hidden = (*range(0x2060, 0x2070), 0xD800, 0xDFFF, 0xFDD0, *range(0xFEFF, 0x10000, 0x40), 0xFFFE, 0x1D7D9, 0x10FFFF)
+    alike = ["a", "A", "a ", " a", "é", "ß", "ss", "ẞ", "ı", "i", "I", "İ", "ﬁ", "fi", "\u212b", "\u00c5", "流程", "٣"]
+    words = ["", "9" * 40, "0", "00", "-0", "1", "01", "1.0", "1e3", "NaN", "Infinity", "null", "None", "true", "\\N"]
+    forged = ["' OR 1=1 --", "'; DROP TABLE target; --", "<script>alert(1)</script>", "=1+1", "%(a)s", "{0}", "../../x"]
+    return [*(f"e{chr(code)}b" for code in (*codes, *hidden)), *alike, *words, *forged, "x" * 255]
 
 
 @pytest.mark.usefixtures("one_run_for_all")
@@ -216,22 +129,6 @@ def test_a_hundred_schedules_due_at_the_same_moment_all_have_their_run(engine: E
     with reading(engine) as connection:
         rows = connection.execute(text("SELECT status, unchanged + changed FROM sync_run")).all()
     assert [tuple(row) for row in rows] == [("succeeded", 1)] * 100
-
-
-@on_sqlite
-def test_a_service_that_was_started_again_and_again_runs_each_schedule_once_a_slot(engine: Engine) -> None:
-    clock = Clock()
-    clock.offset = a_second_before_midnight() - dt.timedelta(hours=6)
-    for _ in range(20):
-        with Served(engine, [scheduled("plants")], clock) as served:
-            service = served.service
-            wait_until(lambda service=service: service.role == "active")
-            assert list(service.next_fire_times()) == ["plants"]
-    clock.offset = a_second_before_midnight()
-    with Served(engine, [scheduled("plants")], clock) as served:
-        served.wait_for_runs(1)
-    with reading(engine) as connection:
-        assert connection.execute(text("SELECT count(*), count(DISTINCT scheduled_for) FROM sync_run")).one() == (1, 1)
 
 
 def test_a_database_that_was_away_is_used_again_when_it_is_back(
@@ -445,25 +342,6 @@ def test_a_refusal_of_postgresql_is_one_sentence_and_exit_3(
     assert "hush" not in done.stderr + done.stdout
 
 
-@pytest.mark.usefixtures("one_run_for_all")
-def test_numbers_that_a_failed_transaction_used_up_are_no_gap_in_a_target(engine: Engine, database_url: str) -> None:
-    """The ids of PostgreSQL have holes then; the versions of a target have none, and `verify` looks at those."""
-    diary = Diary(engine, database_url)
-    diary.answer(numbered(1, 3), START)
-    second = diary.judge(diary.fence(), numbered(1, 4), after(hours=1))
-    for _ in range(3):
-        with contextlib.suppress(KeyError), writing(engine) as connection:
-            commit.apply(connection, diary.run_id, [second])
-            raise KeyError
-    assert diary.apply(second) == set()
-    with reading(engine) as connection:
-        rows = connection.execute(text("SELECT id, version FROM change_set ORDER BY id")).all()
-    assert [version for _, version in rows] == [1, 2]
-    assert [number for number, _ in rows] == ([1, 2] if engine.dialect.name == "sqlite" else [1, 5])
-    assert list(verify(engine)) == []
-    diary.check(every_answer=True)
-
-
 NEWS = "SELECT target_id, version FROM change_set WHERE version > :seen AND target_id = :target_id ORDER BY version"
 
 
@@ -495,31 +373,3 @@ def test_a_reader_who_follows_the_versions_of_targets_misses_nothing_that_commit
     assert ids[slow.target_id] < ids[quick.target_id], "a reader who followed the ids would have missed it"
     assert seen == {quick.target_id: 1, slow.target_id: 1}
     diary.check(every_answer=True)
-
-
-# ----------------------------------------------------------------------------------------------------- the source
-
-
-def sources() -> Iterator[tuple[Path, ast.Module]]:
-    for path in (*(ROOT / "etl").rglob("*.py"), *(ROOT / "migrations").rglob("*.py")):
-        yield path, ast.parse(path.read_text("utf-8"))
-
-
-UNSAFE = {"pickle", "shelve", "marshal", "yaml", "dill", "multiprocessing", "os.fork", "os.forkpty"}
-
-
-def test_nothing_is_unpickled_and_nothing_is_forked() -> None:
-    """Neither code hidden in data, nor a connection that two processes share."""
-    found = set()
-    for path, tree in sources():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                names = {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                names = {f"{node.module}", f"{node.module}.{node.names[0].name}"}
-            elif isinstance(node, ast.Attribute):
-                names = {ast.unparse(node)}
-            else:
-                continue
-            found |= {(path.name, name) for name in names if name in UNSAFE or name.split(".")[0] in UNSAFE - {"os"}}
-    assert found == set()

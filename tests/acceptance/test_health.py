@@ -109,23 +109,6 @@ def test_a_clock_that_went_back_is_reported_everywhere_and_hides_no_failures(
     assert "clock_off" in [each["code"] for each in flowtrail.json("status")["conditions"]]
 
 
-def test_a_target_that_enos_refuses_for_good_is_named_without_an_alert(
-    flowtrail: Program, gateway: LocalGateway
-) -> None:
-    service = flowtrail.start("serve")
-    service.wait_for("run_ended")
-    gateway.world.remove_user(ORG, ANN)
-    service.wait_for("run_ended", lambda entry: entry["status"] == "failed", times=5)
-    status, body = ask(service, "/freshness")
-    assert (status, body["refused_targets"]) == (200, [f"{ORG}/{ANN}"])
-    assert flowtrail.json("status")["freshness"]["refused"] == 1
-    assert service.stop() == 0
-    named = [entry for entry in service.log if entry["event"] == "target_not_through"]
-    assert [(entry["error_code"], entry["target"]) for entry in named] == [("62101", f"{ORG}/{ANN}")], "once"
-    assert "take them out" in named[0]["remedy"]
-    assert "Grant" not in named[0]["remedy"], "no right helps a user who is unknown"
-
-
 def test_a_taken_address_is_reported_and_stops_no_sync(flowtrail: Program) -> None:
     first = flowtrail.start("serve")
     first.wait_for("listening")
@@ -169,20 +152,6 @@ def raw(service: Running, request: str) -> str:
     with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(request.encode())
         return connection.makefile().read()
-
-
-def test_without_the_extra_log_and_browser_say_what_to_install(
-    flowtrail: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError('no jinja2', name='jinja2')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    service = flowtrail.start("serve")
-    assert "flowtrail[web]" in service.wait_for("no_page")["error"]
-    assert service.get("/metrics")[0] == 200
-    for page in ("/", "/targets"):
-        status, shown = service.get(page)
-        assert (status, "flowtrail[web]" in shown) == (501, True)
-    assert service.stop() == 0
 
 
 # ------------------------------------------------------------------------------------------- a database that is away

@@ -91,16 +91,11 @@ def flowtrail(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield program
 
 
-def test_the_source_archive_makes_the_very_same_wheel_elsewhere(
-    handed_out: dict[str, Path], unpacked: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_the_source_archive_makes_the_very_same_wheel_and_source_archive_elsewhere(
+    handed_out: dict[str, Path], unpacked: Path, tmp_path: Path, kind: str
 ) -> None:
-    assert digest(build(unpacked, tmp_path, "wheel", TZ="Asia/Shanghai", LC_ALL="C")) == digest(handed_out["wheel"])
-
-
-def test_the_source_archive_makes_the_very_same_source_archive(
-    handed_out: dict[str, Path], unpacked: Path, tmp_path: Path
-) -> None:
-    assert digest(build(unpacked, tmp_path, "sdist", TZ="Asia/Shanghai", LC_ALL="C")) == digest(handed_out["sdist"])
+    assert digest(build(unpacked, tmp_path, kind, TZ="Asia/Shanghai", LC_ALL="C")) == digest(handed_out[kind])
 
 
 def test_the_wheel_has_all_that_the_program_needs_and_nothing_else(handed_out: dict[str, Path]) -> None:
@@ -158,6 +153,9 @@ def test_the_wheel_alone_inits_checks_and_serves(flowtrail: Program) -> None:
     assert (checked.returncode, "BAD" in checked.stdout) == (0, False), checked.stdout
     service = flowtrail.start("serve")
     assert "flowtrail[web]" in service.wait_for("no_page")["error"]
+    status, shown = service.get("/targets")
+    assert (status, "flowtrail[web]" in shown) == (501, True)
+    assert service.get("/metrics")[0] == 200
     service.wait_for("run_ended", lambda entry: entry["status"] == "succeeded")
     assert service.stop() == 0
 

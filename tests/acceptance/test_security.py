@@ -62,16 +62,6 @@ def test_no_secret_in_the_log_or_the_arguments_of_a_service(flowtrail: Program, 
     assert all(disguise not in said for disguise in disguises(CANARY).values())
 
 
-def test_a_secret_file_that_others_can_read_is_warned_of_but_used(flowtrail: Program) -> None:
-    flowtrail.configure(gateway='secret_key_file = "secret"')
-    (flowtrail.folder / "secret").write_text(CANARY)
-    os.chmod(flowtrail.folder / "secret", 0o644)
-    done = flowtrail("sync", FLOWTRAIL_GATEWAY__SECRET_KEY="")
-    assert done.returncode == 0
-    assert "secret" in done.stderr
-    assert CANARY not in done.stderr
-
-
 @pytest.mark.parametrize("style", ["console", "json"])
 def test_one_record_is_one_line_whatever_a_name_contains(style: str) -> None:
     stream = io.StringIO()
