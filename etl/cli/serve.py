@@ -32,7 +32,7 @@ from etl.report.conditions import CODES, Condition
 from etl.service.maintenance import ConditionWatcher, Maintenance
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
-from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
+from etl.service.runs import Identity, KnownSchedules, ScheduleRuns
 from etl.service.verification import TimeStamps, Verification
 from etl.store import Store
 from etl.sync import RunReport
@@ -153,7 +153,9 @@ def _replica(
         coverage_gap=app.settings.coverage_gap,
         batches=app.batches,
         clock=utc_now,
-        hooks=RunHooks(started=notifications.started, finished=finished, crashed=notifications.crashed),
+        started=notifications.started,
+        finished=finished,
+        crashed=notifications.crashed,
         remote=own.remote,
         details=lambda schedule: app.details([schedule]),
     )
@@ -168,7 +170,7 @@ def _replica(
 
 def _end_in_time(service: Service, grace: dt.timedelta) -> None:
     """End the process after the grace period, even if a silent database blocks its threads."""
-    service.wait_for_stop()
+    service.runs.stopping.wait()
     time.sleep(grace.total_seconds() + _LAST_SECONDS)
     service.log.warning("ended_by_force", why="the grace period is over", remedy="what was not committed is caught up")
     os._exit(0)
@@ -372,7 +374,7 @@ def _service_status(app: Application, service: Service, current: Health) -> Serv
         alive=current.alive(),
         ready=ready,
         database_up=not isinstance(error, DatabaseUnreachable),
-        runs_under_way=service.runs_under_way,
+        runs_under_way=service.runs.under_way,
         clock_skew_seconds=None if skew is None else skew.total_seconds(),
         conditions={code: code in wrong for code in CODES if found is not None or code in wrong},
         snapshot=found,

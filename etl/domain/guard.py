@@ -60,8 +60,12 @@ class Decision(msgspec.Struct, frozen=True):
 def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits) -> Decision:
     """Decide about the flow_ids ``known`` so far, those of them ``missing`` (held) already, and those ``answered``."""
     absent = known - answered
-    if _over_limit(len(absent), len(known), limits):
-        return _hold_by_target(known, absent, len(answered - known), limits)  # 4
+    if _over_limit(len(absent), len(known), limits):  # 4
+        brought = len(answered - known)
+        if not _over_limit(brought, len(known), limits):
+            return hold(known, absent)
+        reason = f"looks like another list: {_missing_of(absent, known)}, {brought} are new"
+        return Decision(absent, whole=True, reason=reason)
     removes = len(absent - missing)
     decision = hold(known, absent & missing)
     return msgspec.structs.replace(decision, removes=removes, uncertain=removes > 0)  # 3, 5
@@ -75,13 +79,6 @@ def weigh_first(answered: Set[str]) -> Decision:
 def hold(known: Set[str], absent: Set[str]) -> Decision:
     """Keep everything that is ``absent``, whatever the limits say."""
     return Decision(absent, reason=_missing_of(absent, known) if absent else "")
-
-
-def _hold_by_target(known: Set[str], absent: Set[str], brought: int, limits: Limits) -> Decision:
-    if not _over_limit(brought, len(known), limits):
-        return hold(known, absent)
-    reason = f"looks like another list: {_missing_of(absent, known)}, {brought} are new"
-    return Decision(absent, whole=True, reason=reason)
 
 
 def _missing_of(absent: Set[str], known: Set[str]) -> str:

@@ -114,14 +114,15 @@ class Metrics:
         )
         self._errors = counter("gateway_errors", "Requests without a valid answer.", "call", "error_code")
         self._retries = counter("gateway_retries", "Targets asked for once more.")
-        self._desyncs = counter("gateway_desyncs", "Connections that carried bytes of no request.")
+        self.desynced = counter("gateway_desyncs", "Connections that carried bytes of no request.").inc
         self._renewals = counter("gateway_token_renewals", "Access tokens obtained.")
-        self._apply = Histogram(
+        self.applied = Histogram(
             "flowtrail_database_apply_duration_seconds",
             "Transactions that write the outcomes of targets.",
             registry=registry,
             buckets=_APPLY_SECONDS,
-        )
+        ).observe
+        """Record the duration of such a transaction, with its retries, whether it succeeded or not."""
         self._seconds_of = {call: self._requests.labels(call) for call in CALLS}
         self._create_labelled_series()
 
@@ -152,14 +153,6 @@ class Metrics:
             self._errors.labels(call, _bounded(exchange.error_code)).inc()
         elif call == "token":
             self._renewals.inc()
-
-    def desynced(self) -> None:
-        """Count a connection to the gateway that was closed because of bytes that belong to no request."""
-        self._desyncs.inc()
-
-    def applied(self, seconds: float) -> None:
-        """Record the duration of a transaction that writes outcomes, with its retries, whether it succeeded or not."""
-        self._apply.observe(seconds)
 
     def run_ended(self, report: RunReport, schedule: str) -> None:
         """Count a run that ended."""

@@ -65,8 +65,8 @@ class Service:
         max_retired_share: float,
         became: Callable[[str], None] = lambda role: None,
     ) -> None:
-        self._runs = runs
-        self._runs.ended = self._retire_after_reload
+        self.runs = runs
+        self.runs.ended = self._retire_after_reload
         self._schedules = schedules
         self._stopping = runs.stopping
         self._store = runs.context.store
@@ -138,10 +138,6 @@ class Service:
         self._stopping.set()
         self._wake.set()
 
-    def wait_for_stop(self) -> None:
-        """Block until the service has been asked to stop."""
-        self._stopping.wait()
-
     def reload(self) -> None:
         """Ask the service to read its schedules again; safe in a signal handler."""
         self._reload.set()
@@ -170,11 +166,6 @@ class Service:
         latest = time.monotonic() - STUCK_SECONDS
         turns = self._loop_alive_at > latest or self._waits_for_database
         return self._stopping.is_set() or (turns and self._scheduler_alive_at > latest)
-
-    @property
-    def runs_under_way(self) -> int:
-        """Runs of this process at this moment."""
-        return self._runs.under_way
 
     @contextlib.contextmanager
     def _waiting_for_database(self) -> Iterator[None]:
@@ -213,11 +204,11 @@ class Service:
             self._abort_abandoned_runs()
             self._expand_rosters()
             self._retire()
-            self._runs.catch_up(self.schedules)
+            self.runs.catch_up(self.schedules)
             self._scheduler.resume()
             threading.Thread(target=self._refresh_rosters, name="rosters", daemon=True).start()
         elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
-            self._runs.catch_up(self.schedules)
+            self.runs.catch_up(self.schedules)
 
     def _lose_database(self, error: DatabaseError) -> None:
         before = self.database_condition
@@ -248,10 +239,10 @@ class Service:
         began = time.monotonic()
         self.log.info("stopping", grace_seconds=self._grace_seconds)
         patience = max(0.0, self._grace_seconds - _COMMIT_SECONDS)
-        ended = self._scheduler.shutdown(patience) and self._runs.wait(patience - (time.monotonic() - began))
-        self._runs.context.stop.set()
+        ended = self._scheduler.shutdown(patience) and self.runs.wait(patience - (time.monotonic() - began))
+        self.runs.context.stop.set()
         if not ended:
-            ended = self._runs.wait(self._grace_seconds - (time.monotonic() - began))
+            ended = self.runs.wait(self._grace_seconds - (time.monotonic() - began))
         with contextlib.suppress(DatabaseError):
             self._store.release_lease(LEASE, self._identity)
         self.ended = ended
@@ -289,11 +280,11 @@ class Service:
             self._expand_rosters()
             self._retire()
             if lacked:
-                self._runs.catch_up(self.schedules)
+                self.runs.catch_up(self.schedules)
 
     def _retire(self) -> None:
         """Retire the targets that are in no schedule, nor in a run under way: those are retired when it ends."""
-        configured = Configured([*self.schedules, *self._runs.running])
+        configured = Configured([*self.schedules, *self.runs.running])
         share, names = self._max_retired_share, configured.names
         done = self._store.retire_others(configured, self._clock(), share, names)
         if done.retired:
@@ -322,7 +313,7 @@ class Service:
 
     def _start_run(self, schedule: Schedule, slot: dt.datetime) -> None:
         if self.role == "active":
-            self._runs.run(schedule, slot, "schedule")
+            self.runs.run(schedule, slot, "schedule")
 
 
 def _sample(targets: Sequence[Target]) -> list[str]:

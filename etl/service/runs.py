@@ -52,20 +52,9 @@ def was_killed(holder: str) -> bool:
     return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunHooks:
-    """What is called as the runs of schedules start and end, in the thread of the run."""
-
-    started: Callable[[Schedule], None] = lambda schedule: None
-    finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None
-    """A run ended with a report."""
-    crashed: Callable[[Schedule, str], None] = lambda schedule, why: None
-    """A run ended without a report."""
-
-
 @dataclass(eq=False)
 class ScheduleRuns:
-    """Runs schedules, each in the thread that asks for it."""
+    """Runs schedules, each in the thread that asks for it, where it also says what becomes of the run."""
 
     context: RunContext
     identity: Identity
@@ -73,7 +62,11 @@ class ScheduleRuns:
     coverage_gap: dt.timedelta
     batches: Executor
     clock: Callable[[], dt.datetime]
-    hooks: RunHooks
+    started: Callable[[Schedule], None] = lambda schedule: None
+    finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None
+    """A run ended with a report."""
+    crashed: Callable[[Schedule, str], None] = lambda schedule, why: None
+    """A run ended without a report."""
     remote: Callable[[], Cluster | None] = lambda: None
     details: Callable[[Schedule], DetailLimits | None] = lambda schedule: None
     ended: Callable[[Schedule], None] = lambda schedule: None
@@ -130,10 +123,10 @@ class ScheduleRuns:
                 self.ended(schedule)
         except DatabaseError as error:
             self._log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
-            self.hooks.crashed(schedule, str(error))
+            self.crashed(schedule, str(error))
         except Exception:
             self._log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
-            self.hooks.crashed(schedule, "the run crashed: the log says how")
+            self.crashed(schedule, "the run crashed: the log says how")
         finally:
             self._running.pop(schedule.name, None)
             lock.release()
@@ -157,7 +150,7 @@ class ScheduleRuns:
             scheduled_for=due.free,
             missed=self._missed(schedule, due.before or due.served, slot),
         )
-        self.hooks.started(schedule)
+        self.started(schedule)
         with structlog.contextvars.bound_contextvars(schedule=schedule.name):
             report = sync.run(
                 self.context,
@@ -170,7 +163,7 @@ class ScheduleRuns:
             )
             if report is not None:
                 self._run_logger.log(report, new_run)
-                self.hooks.finished(report, schedule)
+                self.finished(report, schedule)
 
     def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
         if served is not None and served > slot:

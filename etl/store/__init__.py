@@ -86,6 +86,7 @@ class Store(Transactions):
     marks = reads(runs.marks)
     beat = writes(runs.beat)
     close_run = writes(seals.close)
+    recount = reads(seals.recount)
     last_seal = reads(seals.last_seal)
     keep_timestamp = writes(seals.keep_timestamp)
 
@@ -169,16 +170,12 @@ class Store(Transactions):
         The sums of an aborted run are counted from what it wrote.
         """
         if status == "aborted":
-            sums, latest_at = self._read(lambda connection: seals.recount(connection, run_id))
+            sums, latest_at = self.recount(run_id)
             now = max(now, latest_at or now)
         return self._write(
             lambda connection: seals.end(connection, run_id, status, sums, now, self._sign),
             lambda _, connection: seals.is_sealed(connection, run_id, status),
         )
-
-    def recount(self, run_id: int) -> Mapping[str, int]:
-        """The sums of a run, counted from its rows; ``unchanged`` is 0: an unchanged target leaves no row."""
-        return self._read(lambda connection: seals.recount(connection, run_id)).sums
 
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
         """Declare runs whose heartbeat has stopped dead, and seal them; return their ids."""

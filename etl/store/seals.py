@@ -63,7 +63,7 @@ _RUN_ID: Final[BindParameter[int]] = bindparam("run_id")
 
 
 class RecountedRun(NamedTuple):
-    """What is known about a run that died."""
+    """What a run has written, as far as its rows tell."""
 
     sums: Mapping[str, int]
     """Counted from its rows; ``unchanged`` is 0, because unchanged targets leave no row."""
@@ -139,7 +139,7 @@ _HAS: Final = select(*(source.has.label(f"has_{n}") for n, source in enumerate(_
 
 
 def recount(connection: Connection, run_id: int) -> RecountedRun:
-    """What is known about a run whose process has died."""
+    """What a run has written: of one whose process has died, nothing else is known."""
     times = connection.execute(select(_LATEST, _OPEN_SPANS), {"run_id": run_id}).one()
     return RecountedRun(_counted(connection, run_id), max((at for at in times if at is not None), default=None))
 

@@ -65,11 +65,11 @@ class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchTask(msgspec.Struct, frozen=True):
-    """A request to a worker: get ready (without options), or settle a batch."""
+    """A request to a worker: settle a batch. ``version`` is the release of the coordinator."""
 
     version: str
     coordinator: Coordinator
-    options: RunOptions | None
+    options: RunOptions
     targets: Sequence[Target]
 
 
@@ -127,7 +127,7 @@ class Cluster:
         mismatched = {who: found for who, found in theirs.items() if found != ours and not isinstance(found, OSError)}
         if mismatched:
             return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in mismatched.items()}
-        answers = self._client.run(self._worker.get_ready, self._task(), on_error="return")
+        answers = self._client.run(self._worker.get_ready, self._coordinator, on_error="return")
         return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it is gone
 
     def connect_if_reachable(self) -> Cluster | None:
@@ -147,10 +147,9 @@ class Cluster:
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[BatchResult]:
         """Have a worker settle a batch. Dask gives the batches of a killed worker to another."""
         future: Future[BatchResult]
+        task = BatchTask(self._worker.our_version(), self._coordinator, options, list(targets))
         try:
-            future = self._client.get_executor(pure=False).submit(
-                self._worker.settle, self._task(options, list(targets))
-            )
+            future = self._client.get_executor(pure=False).submit(self._worker.settle, task)
         except Exception as error:
             future = Future()
             future.set_exception(error)
@@ -177,10 +176,6 @@ class Cluster:
             if self._client is not None and self._client.status == "running":
                 self._client.run(self._worker.forget, self._coordinator, on_error="ignore")
         self._disconnect()
-
-    def _task(self, options: RunOptions | None = None, targets: Sequence[Target] = ()) -> BatchTask:
-        """The message to a worker."""
-        return BatchTask(self._worker.our_version(), self._coordinator, options, targets)
 
     def _connect_client(self) -> Any:
         import distributed

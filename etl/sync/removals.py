@@ -160,7 +160,7 @@ class RunRemovals:
         """The targets to ask again, in batches, each with the sums at the moment when it is taken."""
         waiting = (number for number, packed in enumerate(self._first) if packed)
         while numbers := list(islice(waiting, size)):
-            first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
+            first = {each.target: each for each in map(self._unpacked, numbers)}
             yield list(first), self._second_answers(first, {target.org_id for target in first})
 
     def add_second(self, second_answers: SecondAnswers, found: BatchRemovals) -> None:
@@ -209,9 +209,9 @@ class RunRemovals:
             large = {kind: max(count, workflows, self._limits.min_changed) for kind, count in large.items()}
         return {k: guard.changes_of_organisation(workflows, count, self._limits) for k, count in large.items()}
 
-    def _unpacked(self, number: int) -> tuple[Target, Deferred]:
-        target, packed = self._targets[number], self._first[number] - 1
-        return target, Deferred(target, packed >> 1, bool(packed & 1))
+    def _unpacked(self, number: int) -> Deferred:
+        packed = self._first[number] - 1
+        return Deferred(self._targets[number], packed >> 1, bool(packed & 1))
 
 
 def _packed(deferred: Deferred) -> int:

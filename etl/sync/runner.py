@@ -59,7 +59,7 @@ def run(
             _settle(context, options, targets, dispatcher, tally)
             if context.store.close_run(run_id, clock()):
                 if dispatcher.was_lost and not context.stop.is_set():
-                    tally.recount(context.store.recount(run_id), len(targets))
+                    tally.recount(context.store.recount(run_id).sums, len(targets))
                 _derive_events(context, run_id, began_at, clock)
                 fetched_details = _details(context, run_id, tally, details)
                 status = _seal(context, run_id, tally, len(targets), clock)

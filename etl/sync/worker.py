@@ -121,18 +121,17 @@ class CoordinatorPlugin(WorkerPlugin):
 
 
 def settle(task: BatchTask) -> BatchResult:
-    """Settle a batch; a task of the cluster."""
-    require_our_version(task)
-    assert task.options is not None  # noqa: S101 - only a task that asks for readiness has none
+    """Settle a batch; a task of the cluster. Raises ClusterError if the coordinator runs another release."""
+    if task.version != our_version():
+        raise ClusterError(f"it has Flowtrail {our_version()}, not {task.version}: install the same.")
     worker = get_worker()
     plugin = sync(worker.loop, _plugin_of, worker, task.coordinator)
     return plugin.settle(task.options, task.targets)
 
 
-async def get_ready(task: BatchTask, dask_worker: Any) -> None:
+async def get_ready(coordinator: Coordinator, dask_worker: Any) -> None:
     """Build what a batch needs, so that problems are reported before a run begins. Raises ClusterError."""
-    require_our_version(task)
-    plugin = await _plugin_of(dask_worker, task.coordinator)
+    plugin = await _plugin_of(dask_worker, coordinator)
     await asyncio.to_thread(plugin.build)
 
 
@@ -159,12 +158,6 @@ async def _plugin_of(worker: Any, coordinator: Coordinator) -> CoordinatorPlugin
 def our_version() -> str:
     """The release of Flowtrail that is installed here."""
     return version("flowtrail")
-
-
-def require_our_version(task: BatchTask) -> None:
-    """Raises ClusterError if the coordinator runs another release."""
-    if task.version != our_version():
-        raise ClusterError(f"it has Flowtrail {our_version()}, not {task.version}: install the same.")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from etl.config import Schedule
 from etl.domain.model import Flow, Snapshot, Target
 from etl.service.replica import Service
-from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
+from etl.service.runs import Identity, KnownSchedules, ScheduleRuns
 from etl.store import Store
 from etl.sync import RunReport
 from tests.support.contexts import run_context
@@ -85,7 +85,7 @@ class Served:
             coverage_gap=dt.timedelta(hours=36),
             batches=batches,
             clock=clock,
-            hooks=RunHooks(finished=self._finished),
+            finished=self._finished,
         )
         known = KnownSchedules(lambda: self.schedules() if callable(self.schedules) else self.schedules)
         self.service = Service(runs, known, grace=dt.timedelta(seconds=10), max_retired_share=0.2)

@@ -52,8 +52,8 @@ class Evidence:
         self.held = workflow.held
         self._answers = {change.user_id: change.answer for change in changes}
         self._list(workflow.listings)
-        self.reported_gone = self.known is not None and self.known.gone_at is not None
-        self.is_visible = not self.reported_gone and bool(self.before or self.waiting)
+        is_gone = self.known is not None and self.known.gone_at is not None
+        self.is_visible = not is_gone and bool(self.before or self.waiting)
         self.back = list(self._back_from_silence())
         self.entries = sorted([*self._first_listed(), *self.back])
         self.gains = [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -18,7 +17,6 @@ from etl.domain.organisation.values import (
     KnownValue,
     KnownWorkflow,
     ListingChange,
-    Loss,
     StepContext,
     Workflow,
     WorkflowState,
@@ -60,34 +58,20 @@ def _rounds(changes: Iterable[ListingChange]) -> Iterator[tuple[list[ListingChan
     return zip(rounds, reversed(laters), strict=True)
 
 
-class _RoundResult(NamedTuple):
-    """The result of a round for a workflow; events in the order in which they happened."""
-
-    events: list[Event]
-    known: KnownWorkflow | None
-    waiting: Mapping[str, Loss] = {}
-    awaited: int = 0
-    baselines: tuple[WorkflowState, ...] = ()
-
-
 def _judge_round(evidence: Evidence) -> Judgement:
     result = _while_visible(evidence) if evidence.is_visible else _while_gone(evidence)
     users_before = len(evidence.before) + len(evidence.waiting)
     users_after = len(evidence.after) + len(result.waiting)
     counts = {"users_before": users_before, "users_after": users_after, "unheard": evidence.context.unheard}
-    return Judgement(
-        flow_id=evidence.flow_id,
+    return msgspec.structs.replace(
+        result,
         events=[msgspec.structs.replace(event, **counts) for event in result.events],
-        known=result.known,
         listings=evidence.listings,
-        waiting=result.waiting,
-        awaited=result.awaited,
         due_at=_due_at(evidence, result),
-        baselines=result.baselines,
     )
 
 
-def _while_visible(evidence: Evidence) -> _RoundResult:
+def _while_visible(evidence: Evidence) -> Judgement:
     """Rules 2 to 6: somebody lists it, or waits."""
     assert evidence.known is not None  # noqa: S101 - what somebody lists is known
     lost = losses(evidence)
@@ -96,23 +80,23 @@ def _while_visible(evidence: Evidence) -> _RoundResult:
     since = min([evidence.known.since, *(entry.at for entry in evidence.entries)])
     changed, known = attribute_events(evidence, msgspec.structs.replace(evidence.known, since=since))
     events = [*_grants(evidence, since), *changed, *lost.alone]
-    return _RoundResult(events, known, lost.waiting, lost.awaited)
+    return Judgement(evidence.flow_id, events, known, lost.waiting, lost.awaited)
 
 
-def _gone(evidence: Evidence, known: KnownWorkflow, lost: Losses, end: Event) -> _RoundResult:
+def _gone(evidence: Evidence, known: KnownWorkflow, lost: Losses, end: Event) -> Judgement:
     """Rule 3, and rule 1 where the same answers list it again."""
     ended = msgspec.structs.replace(known, gone_at=lost.gone_at)
     events = [*lost.alone, msgspec.structs.replace(end, old=known.listed)]
     if not lost.back:
-        return _RoundResult(events, ended)
+        return Judgement(evidence.flow_id, events, ended)
     back = _coming_into_sight(evidence, lost.back[0], ended, is_proven_gone=end.proven_for_all)
-    return back._replace(events=[*events, *back.events])
+    return msgspec.structs.replace(back, events=[*events, *back.events])
 
 
-def _while_gone(evidence: Evidence) -> _RoundResult:
+def _while_gone(evidence: Evidence) -> Judgement:
     """Nobody lists it, except users who have been silent since before its ``disappeared``."""
     if not evidence.entries:
-        return _RoundResult([], _still_gone(evidence))
+        return Judgement(evidence.flow_id, [], _still_gone(evidence))
     return _coming_into_sight(evidence, evidence.entries[0], evidence.known, is_proven_gone=not evidence.before)
 
 
@@ -126,7 +110,7 @@ def _still_gone(evidence: Evidence) -> KnownWorkflow | None:
 
 def _coming_into_sight(
     evidence: Evidence, first: Entry, gone: KnownWorkflow | None, *, is_proven_gone: bool
-) -> _RoundResult:
+) -> Judgement:
     """Rule 1, and what else the same answers show. A user's first answer makes no event on its own."""
     name, cycle = (KnownValue(value, first.answer, first.answer) for value in first.listed[:2])
     changed, known = attribute_events(evidence, KnownWorkflow(first.at, name, cycle))
@@ -134,7 +118,9 @@ def _coming_into_sight(
     asked_before = [gain.asked_before for gain in evidence.gains if gain.asked_before < first.at]
     new = first.listed._replace(editable=None)
     if not asked_before and not evidence.back:
-        return _RoundResult(rest, known, baselines=(WorkflowState(first.at, None, new, "baseline", True),))
+        return Judgement(
+            evidence.flow_id, rest, known, baselines=(WorkflowState(first.at, None, new, "baseline", True),)
+        )
     absent_at = _absent_at(evidence, gone) if is_proven_gone else None
     after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
     assert after is not None  # noqa: S101 - users come back only after its disappearance was reported
@@ -147,7 +133,7 @@ def _coming_into_sight(
         old=gone.listed if gone else None,
         new=new,
     )
-    return _RoundResult([appeared, *rest], known)
+    return Judgement(evidence.flow_id, [appeared, *rest], known)
 
 
 def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | None:
@@ -180,7 +166,7 @@ def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
             )
 
 
-def _due_at(evidence: Evidence, result: _RoundResult) -> dt.datetime | None:
+def _due_at(evidence: Evidence, result: Judgement) -> dt.datetime | None:
     """Whoever waits, or contradicts what is known, may be judged otherwise once somebody is heard; users who are told
     different values (6a) once nobody active shows the known one any more."""
     known = result.known

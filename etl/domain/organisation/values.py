@@ -147,16 +147,17 @@ class WorkflowState(NamedTuple):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """The result of a step for a workflow: its events, and what is to be stored."""
+    """The result of a step, or of a round of it, for a workflow: its events, and what is to be stored."""
 
     flow_id: str
     events: Sequence[Event]
+    """In the order in which they happened."""
     known: KnownWorkflow | None
-    listings: Mapping[str, ListEntry]
-    waiting: Mapping[str, Loss]
-    awaited: int
+    waiting: Mapping[str, Loss] = {}
+    awaited: int = 0
     """How many users must still be heard before the users who wait can be judged."""
-    due_at: dt.datetime | None
+    listings: Mapping[str, ListEntry] = {}
+    due_at: dt.datetime | None = None
     """From this moment on, each step must judge it even if no answer changes it; None: no step need."""
     baselines: Sequence[WorkflowState] = ()
     """The states that begin without an event: nobody showed it, and it is known from a user's first answer."""
