@@ -37,6 +37,7 @@ class Site:
 
     def __init__(self, folder: Path, url: str, gateway: LocalGateway) -> None:
         self.url = url
+        self.engine = connect(url)
         self.gateway = gateway
         self.dask = Dask(folder)
         self.wire, self.worker_wire = Wire(self.dask.port), Wire(self.dask.port)
@@ -65,19 +66,11 @@ class Site:
         return program
 
     def rows(self, select: str) -> list[tuple[object, ...]]:
-        engine = connect(self.url)
-        try:
-            with reading(engine) as connection:
-                return [tuple(row) for row in connection.execute(text(select))]
-        finally:
-            engine.dispose()
+        with reading(self.engine) as connection:
+            return [tuple(row) for row in connection.execute(text(select))]
 
     def findings(self) -> list[object]:
-        engine = connect(self.url)
-        try:
-            return list(verify(engine))
-        finally:
-            engine.dispose()
+        return list(verify(self.engine))
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +79,16 @@ def site(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         admin.execute("CREATE DATABASE clustered")
         admin.execute(f"CREATE ROLE clusterer SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
     url = f"postgresql+psycopg://clusterer:{PASSWORD}@127.0.0.1:{postgres.port}/clustered"
-    engine = connect(url)
-    upgrade(engine)
-    engine.dispose()
     with LocalGateway(World(orgs=0), access_key=KEY, secret_key=SECRET) as gateway:
         site = Site(tmp_path_factory.mktemp("dask"), url, gateway)
+        upgrade(site.engine)
         try:
             with site.wire, site.worker_wire:
                 site.start()
                 yield site
         finally:
             site.dask.stop()
+            site.engine.dispose()
     with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
         admin.execute("DROP DATABASE clustered WITH (FORCE)")
         admin.execute("DROP ROLE clusterer")

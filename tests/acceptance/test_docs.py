@@ -19,6 +19,7 @@ from etl.cli import app
 from etl.config import settings as shape
 from etl.config.addresses import KINDS
 from etl.database import reading
+from etl.errors import UsageError
 from etl.gateway import errors
 from tests.support.postgres import free_port
 from tests.support.program import SECRET, Program
@@ -148,12 +149,16 @@ def test_make_help_lists_every_target() -> None:
     assert set(re.findall(r"^  make (\S+) +\S", shown, re.MULTILINE)) == set(phony.split()) - {"bench-setup"}
 
 
-def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["demo", "--folder", str(tmp_path / "story")])
+def test_the_demo_prints_what_the_readme_shows_and_its_last_commands_work(tmp_path: Path) -> None:
+    demo = ["demo", "--folder", str(tmp_path / "story")]
+    shown = CliRunner().invoke(app, demo)
     assert shown.exit_code == 0
     printed = {_timeless(line) for line in shown.output.splitlines()}
     promised = PAGES[0].read_text(encoding="utf-8").split("<!-- demo output -->\n```text\n")[1].split("```")[0]
     assert [line for line in promised.splitlines() if _timeless(line) not in printed] == []
+    for command in shown.output.split("Try next:")[1].strip().splitlines():
+        assert CliRunner().invoke(app, command.split()[1:]).exit_code == 0, command
+    assert isinstance(CliRunner().invoke(app, demo).exception, UsageError)
 
 
 def _timeless(line: str) -> str:

@@ -29,14 +29,13 @@ from etl.database import reading, writing
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseUnreachable
-from etl.service import replica as service_module
 from etl.store import NewRun, commit
 from etl.verify import verify
 from tests.support import postgres as local_postgres
 from tests.support.answers import outcome
 from tests.support.builders import START, Diary, after, flow, numbered
 from tests.support.enos import LocalGateway
-from tests.support.house import House, gone
+from tests.support.house import House
 from tests.support.program import KEY, SECRET, Program
 from tests.support.served import Clock, Served, wait_until
 
@@ -129,21 +128,6 @@ def test_a_hundred_schedules_due_at_the_same_moment_all_have_their_run(engine: E
     with reading(engine) as connection:
         rows = connection.execute(text("SELECT status, unchanged + changed FROM sync_run")).all()
     assert [tuple(row) for row in rows] == [("succeeded", 1)] * 100
-
-
-def test_a_database_that_was_away_is_used_again_when_it_is_back(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service_module, "TICK_SECONDS", 0.05)
-    monkeypatch.setattr("etl.database.transactions._PAUSES_SECONDS", (0.01,))
-    with Served(engine, [scheduled("plants", Every(dt.timedelta(seconds=1)))], Clock()) as served:
-        service, ended = served.service, len(served.wait_for_runs(1))
-        with gone(engine):
-            wait_until(lambda: service.role == "database_unreachable")
-            assert service.is_progressing
-        served.wait_for_runs(ended + 2)
-        assert service.role == "active"
-    assert list(verify(engine)) == []
 
 
 def test_a_hundred_runs_leave_no_thread_no_descriptor_and_no_memory_behind(house: House) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 import signal
-import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from etl import config
 from etl.cli import app
 from etl.cli.application import Application
-from etl.cli.notify import Notifications, receiver_problems
-from etl.config import NotifySettings, Schedule, Secret, Settings
+from etl.cli.notify import Notifications
+from etl.config import Schedule, Secret, Settings
 from etl.config.slots import Every
 from etl.domain.model import RunStatus
 from etl.errors import ConfigError, UsageError
@@ -98,24 +96,6 @@ def test_an_invalid_ping_url_is_not_repeated(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ check and --test
 
 
-def test_an_address_that_apprise_does_not_understand_is_named_without_it(tmp_path: Path) -> None:
-    urls = (Secret("nonsense://canary"), Secret("slack://canary"), Secret(URL))
-    found = dict(receiver_problems(_settings(tmp_path, urls)))
-    assert list(found) == ["notify[1] 1 nonsense://***", "notify[1] 2 slack://***", "notify[1] 3 json://***"]
-    assert [bool(wrong) for wrong in found.values()] == [True, True, False]
-    assert "canary" not in str(found)
-
-
-def test_without_the_extra_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "apprise", None)
-    found = list(receiver_problems(_settings(tmp_path, (Secret(URL),))))
-    assert found == [("notify", "Notifications need apprise: pip install 'flowtrail[notify]'")]
-
-
-def _settings(tmp_path: Path, urls: tuple[Secret, ...]) -> Settings:
-    return msgspec.structs.replace(settings_of(tmp_path, ""), notify=(NotifySettings(urls=urls),))
-
-
 def here(flowtrail: Program, *arguments: str) -> Result:
     """The command in this process."""
     environment = {"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET, "COLUMNS": "200"}
@@ -141,11 +121,13 @@ def test_notify_without_receivers_says_where_one_is_explained(flowtrail: Program
 
 
 def test_check_tries_to_understand_the_addresses(flowtrail: Program) -> None:
-    flowtrail.configure(rest=f'[[notify]]\nurls = ["{URL}", "nonsense://canary"]')
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{URL}", "nonsense://canary", "slack://canary"]')
     checked = here(flowtrail, "check")
     assert checked.exit_code == 1
     assert "ok  notify[1] 1 json://***: understood" in checked.stdout
     assert "BAD notify[1] 2 nonsense://***: is not a usable address" in checked.stdout
+    assert "BAD notify[1] 3 slack://***: " in checked.stdout
+    assert "canary" not in checked.output
 
 
 # ------------------------------------------------------------------------------------------------------- serve

@@ -38,29 +38,6 @@ def flowtrail(flowtrail: Program) -> Program:
     return flowtrail
 
 
-def runs(program: Program) -> list[tuple[str, str, str, int]]:
-    return program.rows("SELECT origin, status, scheduled_for, missed FROM sync_run ORDER BY id")
-
-
-def test_sigterm_in_mid_run_commits_what_is_whole_and_the_next_start_catches_up(
-    flowtrail: Program, gateway: LocalGateway
-) -> None:
-    flowtrail.configure(gateway='deadline = "1m"', rest='grace = "6s"')
-    hangs = gateway.order(Fault("hang", times=None, user=BOB))
-    service = flowtrail.start("serve")
-    assert hangs.reached.wait(60)
-    assert service.stop() == 0
-    origins = [(origin, status) for origin, status, _, _ in runs(flowtrail)]
-    assert ("schedule", "aborted") in origins or ("schedule", "partial") in origins
-    gateway.clear_faults()
-    flowtrail.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
-    again = flowtrail.start("serve")
-    caught_up = again.wait_for("run_ended", lambda entry: entry["origin"] == "catch_up")
-    assert caught_up["status"] == "succeeded"
-    assert caught_up["missed"] >= 1
-    assert again.stop() == 0
-
-
 def test_a_second_signal_does_not_interrupt_the_shutdown(flowtrail: Program) -> None:
     """It was an exception in the middle of closing a connection, and a traceback in the log."""
     service = flowtrail.start("serve")
