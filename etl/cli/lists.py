@@ -72,7 +72,7 @@ def flows(options: Options, targets: bool) -> None:
     asked, at = options.filters(), options.moment(options.as_of)
     whose = {"org": options.org, "user": options.user}
     with options.reading() as app:
-        empty = partial(_no_workflows, app.engine, options, at)
+        empty = partial(why_empty, app.engine, options, at=at)
         if at is None:
             _print(options, FLOWS.rows(app.engine, **asked, limit=options.one_more()), _NOW, empty)
         elif targets:
@@ -90,7 +90,7 @@ def workflows(options: Options) -> None:
     """List the workflows of organisations, each once, as they are now or were then."""
     asked, at = options.filters(), options.moment(options.as_of)
     with options.reading() as app:
-        empty = partial(_no_workflows, app.engine, options, at, whole_lists=True)
+        empty = partial(why_empty, app.engine, options, at=at, whole_lists=True)
         if at is None:
             _print(options, WORKFLOWS.rows(app.engine, **asked, limit=options.one_more()), _ORG_NOW, empty)
         else:
@@ -293,28 +293,23 @@ def _shown(value: object) -> str:
 # --------------------------------------------------------------------------------------------------- an empty result
 
 
-def _no_workflows(engine: Engine, options: Options, at: dt.datetime | None, *, whole_lists: bool = False) -> str:
-    narrowed = bool(options.filters().keys() & {"flow", "name", "cycle"})
-    what = "such workflows" if narrowed else "workflows"
-    return why_empty(engine, options, what, at, narrowed=narrowed, whole_lists=whole_lists)
-
-
 def why_empty(
     engine: Engine,
     options: Options,
-    what: str,
+    what: str = "",
     at: dt.datetime | None = None,
     *,
     of_user: bool = True,
-    narrowed: bool = True,
     whole_lists: bool = False,
     hint: str = "",
 ) -> str:
-    """Why there is no ``what``, such as "workflows", ``at`` a past moment (None: now).
+    """Why there is no ``what``, or no workflow, ``at`` a past moment (None: now).
 
-    ``of_user``: whether the user is one whose list was asked for. ``narrowed``: whether there were other filters, too.
-    ``whole_lists``: whether only lists without a search expression count. ``hint``: what may be asked for instead.
+    ``of_user``: whether the user is one whose list was asked for. ``whole_lists``: whether only lists without a search
+    expression count. ``hint``: what may be asked for instead.
     """
+    narrowed = bool(what or options.flow or options.name or options.cycle)
+    what = what or ("such workflows" if narrowed else "workflows")
     org, user = options.org, options.user if of_user else None
     wrong = unknown_name(engine, org=org, user=user)
     if wrong is not None:

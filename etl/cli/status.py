@@ -221,16 +221,10 @@ def show_coverage(options: Options) -> None:
         require_names(app.engine, org=options.org, user=options.user)
         found = coverage(app.engine, utc_now(), since=begin, until=end, org=options.org, user=options.user)
     if options.json:
-        console.json(_as_object(found))
+        lists = {name: value for name, value in found._asdict().items() if isinstance(value, list)}
+        console.json(found._asdict() | {name: [each._asdict() for each in rows] for name, rows in lists.items()})
     else:
         _show_coverage(found, zone)
-
-
-def _as_object(found: Coverage) -> dict[str, Any]:
-    """Its lists as lists of objects, and the seals."""
-    lists = {name: value for name, value in found._asdict().items() if isinstance(value, list)}
-    rest = {name: value for name, value in found._asdict().items() if name not in lists}
-    return rest | {"seals": found.seals} | {name: [each._asdict() for each in value] for name, value in lists.items()}
 
 
 def _show_coverage(found: Coverage, zone: dt.tzinfo) -> None:

@@ -121,18 +121,13 @@ class Coverage(NamedTuple):
     """How many runs were to ask any of the targets."""
     unsealed_runs: int
     """How many runs are under way, about which nothing is said."""
+    seals: tuple[int, int] | None
+    """The first and the last seal that prove it; None if no run asked for a target."""
     targets: Sequence[CoveredTarget]
     unanswered: Sequence[Unanswered]
     gaps: Sequence[SealedGap]
     holds: Sequence[Hold]
     memberships: Sequence[Membership]
-
-    @property
-    def seals(self) -> tuple[int, int] | None:
-        """The first and the last seal that prove it; None if no run asked for a target."""
-        if not self.targets:
-            return None
-        return min(each.first_seal for each in self.targets), max(each.last_seal for each in self.targets)
 
 
 def coverage(
@@ -192,12 +187,14 @@ class _CoverageReader:
     def coverage(self) -> Coverage:
         """The whole result."""
         gaps = list(self._gaps())
-        ended = select(func.count()).where(sync_run.c.status == "running")
+        seals = [run.seal_id for run in self._asking if run.inside]
+        under_way = select(func.count()).where(sync_run.c.status == "running")
         return Coverage(
             since=self._since,
             until=self._until,
-            runs=sum(run.inside for run in self._asking),
-            unsealed_runs=self._connection.execute(ended).scalar_one(),
+            runs=len(seals),
+            unsealed_runs=self._connection.execute(under_way).scalar_one(),
+            seals=(seals[0], seals[-1]) if seals else None,
             targets=list(self._covered(gaps)),
             unanswered=[Unanswered(*row) for row in self._listed(Unanswered, sync_issue, *TARGET_KEY)],
             gaps=gaps,

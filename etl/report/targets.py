@@ -127,18 +127,16 @@ def health_of(connection: Connection, known: Target) -> TargetHealth:
 # ------------------------------------------------------------------------------------------------------- the list
 
 
-def list_now(dialect: str, known: Target, **asked: Any) -> Select[Any]:
-    """``ListWorkflow``, by flow_id."""
-    chosen = FLOWS.select(dialect, org=WHOLE + known.org_id, user=WHOLE + known.user_id, **asked)
-    return chosen.where(chosen.selected_columns.expression == known.expression)
-
-
-def list_then(
-    connection: Connection, known: Target, at: dt.datetime, *, find: str = "", cycle: str = ""
+def listing(
+    connection: Connection, known: Target, at: dt.datetime | None = None, *, find: str = "", cycle: str = ""
 ) -> Select[Any]:
-    """``ListWorkflowAsOf``, by flow_id: the list at ``at``."""
-    then = flows_statement(cheaper_way(connection, at), at, known._asdict()).subquery("then_listed")
+    """``ListWorkflowAsOf``, by flow_id: the list at ``at``; or ``ListWorkflow``: the list now."""
     dialect = connection.dialect.name
+    if at is None:
+        whose: dict[str, Any] = {"org": WHOLE + known.org_id, "user": WHOLE + known.user_id}
+        chosen = FLOWS.select(dialect, **whose, find=find, cycle=cycle)
+        return chosen.where(chosen.selected_columns.expression == known.expression)
+    then = flows_statement(cheaper_way(connection, at), at, known._asdict()).subquery("then_listed")
     found = [then.c.cycle == cycle] if cycle else []
     found += [or_(*(contains(dialect, then.c[name], find) for name in ("flow_id", "flow_name")))] if find else []
     return select(then).where(*found).order_by(then.c.flow_id)
@@ -148,13 +146,9 @@ def difference(
     connection: Connection, known: Target, old: dt.datetime, new: dt.datetime | None
 ) -> list[ListDifference]:
     """The changes from the list at one moment to that at another, or now (None), whatever happened in between."""
-    before, after = (by_id(_flows(connection, known, at)) for at in (old, new))
+    lists = (connection.execute(listing(connection, known, at)) for at in (old, new))
+    before, after = (by_id(Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in rows) for rows in lists)
     return [ListDifference(*msgspec.structs.astuple(change)) for change in diff(before, after)]
-
-
-def _flows(connection: Connection, known: Target, at: dt.datetime | None) -> Iterator[Flow]:
-    listed = list_then(connection, known, at) if at else list_now(connection.dialect.name, known)
-    return (Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in connection.execute(listed))
 
 
 # ------------------------------------------------------------------------------------------------------ its past
@@ -199,9 +193,9 @@ def coverage_then(dialect: str, at: dt.datetime, *, org: str = "", user: str = "
     return with_ids(dialect, select(then), org, user).order_by(*order)
 
 
-def coverage_of(connection: Connection, targets: Sequence[Target], at: dt.datetime) -> dict[Target, TargetAsOf]:
-    """How well the lists of these targets at ``at`` are known; those not observed by then are left out."""
-    if not targets:
+def coverage_of(connection: Connection, targets: Sequence[Target], at: dt.datetime | None) -> dict[Target, TargetAsOf]:
+    """How well the lists of these targets at ``at`` are known, if given; those not observed by then are left out."""
+    if at is None or not targets:
         return {}
     keys: BindParameter[Any] = bindparam("chosen", [tuple(each) for each in targets], expanding=True)
     rows = connection.execute(targets_statement(at, {}, "(t.org_id, t.user_id, t.expression) IN :chosen", keys))

@@ -41,11 +41,6 @@ def kind_label(kind: str) -> str:
     return LABELS[kind].one
 
 
-def role_label(role: str) -> str:
-    """ "standing by" for "standing_by"."""
-    return role.replace("_", " ")
-
-
 def user_label(user_id: str, expression: str) -> str:
     return user_id + (f" [{expression}]" if expression else "")
 

@@ -18,12 +18,7 @@ from etl.report.details import detail_sentences, details_of_flow
 from etl.report.listings import EVENTS, FLOWS, HISTORY, TARGETS, WORKFLOWS
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
-from etl.report.rows import (
-    ListDifference,
-    TargetAsOf,
-    TargetHealth,
-    columns_of,
-)
+from etl.report.rows import ListDifference, TargetHealth, columns_of
 from etl.report.targets import KnownTarget, targets_of_user
 from etl.report.workflow_page import LISTS_THEN, SHOWN, OrgDifference, TooManyLists, difference, first_look
 from etl.web.page import (
@@ -66,7 +61,7 @@ def all_targets(site: Site, request: Request) -> Response:
         return listing_file(site, TableQuery("targets", then), fmt)
 
     def covered(_: Site, connection: Connection, rows: Sequence[TargetHealth], wanted: object) -> dict[str, Any]:
-        return {"at": at, "then": targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at) if at else {}}
+        return {"at": at, "then": targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at)}
 
     return list_page(site, request, listing=TARGETS, template="targets.html", beside=covered)
 
@@ -78,7 +73,8 @@ def one_target(site: Site, request: Request) -> Response:
     with short_transaction(site.engine) as connection:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
         known = _chosen(others, asked.text("expression"))
-        listing = _listing(connection, known, asked, at)
+        filters = {"find": asked.text("find"), "cycle": asked.text("cycle")}
+        listing = TableQuery("workflows", targets.listing(connection, known.target, at, **filters))
         versions = TableQuery("versions", targets.versions(known.id, at))
         changes = targets.difference(connection, known.target, since, at) if since else []
         if not fmt:
@@ -89,8 +85,8 @@ def one_target(site: Site, request: Request) -> Response:
                 "versions": past[:VERSIONS],
                 "older": past[VERSIONS].observed_at if len(past) > VERSIONS else None,
                 "ticks": targets.ticks(connection, known.id, at or now, TICKS, site.coverage_gap),
-                "then": _coverage(connection, known, at),
-                "before": _coverage(connection, known, since),
+                "then": targets.coverage_of(connection, [known.target], at).get(known.target),
+                "before": targets.coverage_of(connection, [known.target], since).get(known.target),
             }
     if fmt and table == "difference":
         return rows_file(table, columns_of(ListDifference), changes, fmt)
@@ -103,23 +99,10 @@ def one_target(site: Site, request: Request) -> Response:
 
 def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
     """The target with this search expression; without one, the user's first target, which usually has none either."""
-    found = next((each for each in others if each.expression == expression), None)
-    if found is None and others and not expression:
-        return others[0]
-    if found is None:
+    found = [each for each in others if expression in ("", each.expression)]
+    if not found:
         raise HTTPException(404, "There is no such target: no schedule ever named this user and organisation.")
-    return found
-
-
-def _listing(connection: Connection, known: KnownTarget, asked: RequestParams, at: dt.datetime | None) -> TableQuery:
-    filters = {"find": asked.text("find"), "cycle": asked.text("cycle")}
-    if at is None:
-        return TableQuery("workflows", targets.list_now(connection.dialect.name, known.target, **filters))
-    return TableQuery("workflows", targets.list_then(connection, known.target, at, **filters))
-
-
-def _coverage(connection: Connection, known: KnownTarget, at: dt.datetime | None) -> TargetAsOf | None:
-    return targets.coverage_of(connection, [known.target], at).get(known.target) if at else None
+    return found[0]
 
 
 # ----------------------------------------------------------------------------------------------------- the workflows

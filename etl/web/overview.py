@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -147,7 +147,7 @@ def _problems(
     is_outage = any(each.code in _OUTAGES for each in wrong)
     last_with = {each.remedy: each for each in wrong}
     candidates = (
-        *((True, _with_remedy(each, last_with), _link(each)) for each in wrong),
+        *((True, *_said(each, with_remedy=last_with[each.remedy] is each)) for each in wrong),
         (health.never_observed, never, "/targets?show=never_observed"),
         # An outage has a line of its own already; these follow from it.
         (not is_outage and newest and now - newest > coverage_gap, silence, ""),
@@ -158,17 +158,11 @@ def _problems(
     return [{"said": said, "href": href} for is_so, said, href in candidates if is_so]
 
 
-def _link(condition: Condition) -> str:
-    """The page that shows the targets of a condition, those with its error code if it has one."""
-    href = _LINKS.get(condition.code, "")
-    error_code = condition.cause.partition(" ")[0]
-    return f"{href}&{urlencode({'cause': error_code})}" if href and error_code else href
-
-
-def _with_remedy(condition: Condition, last_with: Mapping[str, Condition]) -> str:
-    """What is wrong, and the remedy where no other condition that follows has the same."""
-    is_last = last_with[condition.remedy] is condition
-    return f"{condition.sentence} {condition.remedy}" if is_last else condition.sentence
+def _said(condition: Condition, *, with_remedy: bool) -> tuple[str, str]:
+    """What is wrong, and the page that shows its targets, those with its error code if it has one."""
+    href, error_code = _LINKS.get(condition.code, ""), condition.cause.partition(" ")[0]
+    more = f"&{urlencode({'cause': error_code})}" if href and error_code else ""
+    return f"{condition.sentence} {condition.remedy}" if with_remedy else condition.sentence, href + more
 
 
 # ---------------------------------------------------------------------------------------------------------- the sums

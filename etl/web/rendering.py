@@ -53,7 +53,6 @@ def environment() -> jinja2.Environment:
         "held": described,
         "in_words": quartz_in_words,
         "kind": labels.kind_label,
-        "role": labels.role_label,
         "utc": labels.utc,
         "iso": labels.moment,
         "labelled": labelled,
