@@ -166,6 +166,11 @@ class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return Counter([change.kind for change in self.changes])
 
 
+def latest_of(*moments: dt.datetime | None) -> dt.datetime | None:
+    """The latest of those that are known; None if none is."""
+    return max((at for at in moments if at is not None), default=None)
+
+
 USUAL_COVERAGE_GAP: Final = dt.timedelta(hours=36)
 """That of a target which no schedule lists."""
 
@@ -210,8 +215,7 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def latest_at(self) -> dt.datetime | None:
         """The latest time recorded of the target: no later record may lie before it."""
         last_at = None if self.span is None else self.span.last_at
-        recorded = (last_at, self.head_observed_at, self.held_at, self.latest_hold_at)
-        return max((at for at in recorded if at is not None), default=None)
+        return latest_of(last_at, self.head_observed_at, self.held_at, self.latest_hold_at)
 
 
 class State(msgspec.Struct, frozen=True):

@@ -45,14 +45,14 @@ def observation_times(fence: Fence, asked_at: dt.datetime, observed_at: dt.datet
 def unchanged(fence: Fence, snapshot: Snapshot, coverage_gap: dt.timedelta) -> Outcome:
     """The answer is the known one, and nothing is held: extend its span, or open a new one."""
     times = observation_times(fence, snapshot.asked_at, snapshot.observed_at)
-    extended = _extended(fence, times, coverage_gap)
+    span, extends = _next_span(fence, times, coverage_gap, new_version=False)
     return Outcome(
         fence=fence,
         verdict="unchanged",
         asked_at=times.asked_at,
         observed_at=times.observed_at,
-        span=extended or _opened(fence, times, interrupted=True),
-        extends=extended is not None,
+        span=span,
+        extends=extends,
         flow_count=fence.flow_count,
         clock_went_back=times.clock_went_back,
     )

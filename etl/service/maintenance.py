@@ -129,14 +129,11 @@ class Maintenance:
             _log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
 
     def _may_go_on(self) -> bool:
-        return self.active() and self._trusts_clock() and not self.loop.stopping
-
-    def _trusts_clock(self) -> bool:
-        """A clock that is years ahead would make every run look old."""
+        """Not by a clock that is not trusted: one that is years ahead would make every run look old."""
         right = self.clock_is_right()
         if right is None:
-            return time.monotonic() - (self._active_since or math.inf) >= UNSURE_SECONDS
-        return right
+            right = time.monotonic() - (self._active_since or math.inf) >= UNSURE_SECONDS
+        return self.active() and right and not self.loop.stopping
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import Engine
 
 from etl import database, verify
+from etl.domain.model import latest_of
 from etl.errors import DatabaseError, SigningError
 from etl.report.conditions import Condition
 from etl.store import Store
@@ -74,8 +75,7 @@ class Verification:
             return
         now, done = self.clock(), {each.kind: each for each in self.store.verified()}
         latest = max(done.values(), key=lambda each: each.ended_at, default=None)
-        known = [at for at in (latest and latest.ended_at, self._checked_at) if at is not None]
-        self._checked_at = max(known, default=now)
+        self._checked_at = latest_of(latest and latest.ended_at, self._checked_at) or now
         if _is_due(done.get("full"), self.full, now):
             self._check("full")
         elif _is_due(latest, self.every, now):

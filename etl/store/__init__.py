@@ -69,6 +69,8 @@ __all__ = [
 ]
 
 _REST_SECONDS: Final = 0.11
+"""Between transactions that delete: otherwise a waiting writer, which tries a locked SQLite file ten times a second,
+would find it locked each time."""
 
 
 class Store(Transactions):
@@ -146,19 +148,14 @@ class Store(Transactions):
 
         The lists of its schedules are recorded with it, unless an earlier run says that they are already.
         """
-        digest = self._digest(asked)
+        known, digest = self._digested
+        if known is not asked:  # a schedule usually has the same list in each run: it is not sorted again
+            digest = targets_digest(asked)
+            self._digested = (asked, digest)
         return self._write(
             lambda connection: runs.begin(connection, run, now, digest, asked),
             lambda run_id, connection: runs.was_begun(connection, run_id, run, now),
         )
-
-    def _digest(self, asked: Sequence[Target]) -> str:
-        """The digest of the targets. A schedule usually has the same list in each run: then it is not sorted again."""
-        known, digest = self._digested
-        if known is not asked:
-            digest = targets_digest(asked)
-            self._digested = (asked, digest)
-        return digest
 
     def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
         """Close a run, write how it ended, and seal it; False if it had been declared dead, which stays."""
@@ -213,22 +210,18 @@ class Store(Transactions):
         TooManyRemovals, and writes nothing, if these are too many together with what others have committed. Raises
         RunClosed if the run was declared dead.
         """
-        began = time.monotonic()
+        began, suspects = time.monotonic(), set[int]()
         try:
-            return self._apply(run_id, outcomes, removals)
+            while True:
+                try:
+                    return self._write(
+                        lambda connection: commit.apply(connection, run_id, outcomes, removals, suspects),
+                        lambda applied, connection: was_committed(connection, outcomes, applied),
+                    ).stale
+                except FenceConflict as conflict:
+                    suspects.update(conflict.target_ids)
         finally:
             self._applied(time.monotonic() - began)
-
-    def _apply(self, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> set[int]:
-        suspects: frozenset[int] = frozenset()
-        while True:
-            try:
-                return self._write(
-                    lambda connection: commit.apply(connection, run_id, outcomes, removals, suspects),  # noqa: B023 - run at once
-                    lambda applied, connection: was_committed(connection, outcomes, applied),
-                ).stale
-            except FenceConflict as conflict:
-                suspects |= conflict.target_ids
 
     def derive_events(self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime]) -> None:
         """Judge what the end of a run changes in organisations, and write it; see ``story``.
@@ -331,11 +324,6 @@ class Store(Transactions):
     def _prune(self, run_id: int, run_ids: Sequence[int], now: dt.datetime, before: Pruned) -> Pruned:
         issues = self._write(lambda connection: retention.delete_issues(connection, run_id, run_ids, now))
         self.beat(run_id)
-        self._yield_to_writers()
-        return Pruned(before.runs + len(run_ids), before.issues + issues)
-
-    def _yield_to_writers(self) -> None:
-        """Pause between transactions: otherwise a waiting writer, which tries a locked SQLite file ten times a second,
-        would find it locked each time."""
         if self._engine.dialect.name == "sqlite":
             self._stop.wait(_REST_SECONDS)
+        return Pruned(before.runs + len(run_ids), before.issues + issues)

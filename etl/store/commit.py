@@ -243,17 +243,13 @@ def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int
     """Insert the new spans; return the open span's id by target."""
     opened = [o for o in outcomes if o.span is not None and not o.extends]
     spans = {o.fence.target_id: o.fence.span_id for o in outcomes if o.extends and o.fence.span_id is not None}
-    insert_rows(connection, observation, _SPAN, (_span_row(outcome) for outcome in opened))
+    rows = (
+        (o.fence.target_id, o.change_set.version if o.change_set else o.fence.version, *astuple(o.span))
+        for o in opened
+        if o.span is not None
+    )
+    insert_rows(connection, observation, ("target_id", "version", *Span.__struct_fields__), rows)
     return spans | _latest_ids(connection, observation, opened)
-
-
-_SPAN: Final = ("target_id", "version", *Span.__struct_fields__)
-
-
-def _span_row(outcome: Outcome) -> tuple[Any, ...]:
-    assert outcome.span is not None  # noqa: S101 - the caller chose them so
-    version = outcome.change_set.version if outcome.change_set else outcome.fence.version
-    return (outcome.fence.target_id, version, *astuple(outcome.span))
 
 
 def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:

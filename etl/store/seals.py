@@ -37,7 +37,7 @@ from etl.database import STREAMED
 from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import RunStatus
+from etl.domain.model import RunStatus, latest_of
 from etl.domain.seal import signed_bytes
 from etl.errors import RunClosed
 from etl.schema import (
@@ -141,7 +141,7 @@ _HAS: Final = select(*(source.has.label(f"has_{n}") for n, source in enumerate(_
 def recount(connection: Connection, run_id: int) -> RecountedRun:
     """What a run has written: of one whose process has died, nothing else is known."""
     times = connection.execute(select(_LATEST, _OPEN_SPANS), {"run_id": run_id}).one()
-    return RecountedRun(_counted(connection, run_id), max((at for at in times if at is not None), default=None))
+    return RecountedRun(_counted(connection, run_id), latest_of(*times))
 
 
 def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.Digests:

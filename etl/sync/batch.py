@@ -172,26 +172,24 @@ class Batch:
         """
         structlog.contextvars.bind_contextvars(target=str(fence.target))
         try:
-            return self._fetch(fence)
+            if self._context.stop.is_set():
+                return Fetched(fence, None)
+            if self._breaker.is_open:
+                down = GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0)
+                return Fetched(fence, down)
+            fetched = self._fetch_confirmed(fence)
+            self._breaker.saw(None)
+            return fetched
+        except Interrupted:
+            return Fetched(fence, None)
+        except GatewayError as error:
+            self._breaker.saw(error)
+            return Fetched(fence, error)
         except Exception:
             structlog.get_logger(__name__).exception("target_crashed")
             return Fetched(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
             self._context.arrived()
-
-    def _fetch(self, fence: Fence) -> Fetched:
-        if self._context.stop.is_set():
-            return Fetched(fence, None)
-        if self._breaker.is_open:
-            return Fetched(fence, GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0))
-        try:
-            fetched = self._fetch_confirmed(fence)
-        except Interrupted:
-            return Fetched(fence, None)
-        except GatewayError as error:
-            fetched = Fetched(fence, error)
-        self._breaker.saw(fetched.answer if isinstance(fetched.answer, GatewayError) else None)
-        return fetched
 
     def _fetch_confirmed(self, fence: Fence) -> Fetched:
         """Ask over a kept connection; if the list is not the known one, ask again over a separate connection.

@@ -11,7 +11,7 @@ import msgspec
 
 from etl.domain.holds import Approval
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
+from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict, latest_of
 from etl.sync.removals import BatchRemovals, SecondAnswers
 
 MOST_ISSUES: Final = 1_000
@@ -62,7 +62,7 @@ class Tally(msgspec.Struct):
         for outcome in outcomes:
             self.verdicts[outcome.verdict] += 1
             self.clock_went_back += outcome.clock_went_back
-            self.latest_at = _later(self.latest_at, outcome.observed_at)
+            self.latest_at = latest_of(self.latest_at, outcome.observed_at)
             if outcome.issue is not None:
                 self.add_issues([TargetIssue(outcome.fence.target, outcome.verdict, outcome.issue)])
             if outcome.change_set is not None:
@@ -79,7 +79,7 @@ class Tally(msgspec.Struct):
         self.unknown_cycles |= other.unknown_cycles
         self.asked_again += other.asked_again
         self.clock_went_back += other.clock_went_back
-        self.latest_at = _later(self.latest_at, other.latest_at)
+        self.latest_at = latest_of(self.latest_at, other.latest_at)
         self.interrupted += other.interrupted
 
     def add_issues(self, issues: Sequence[TargetIssue]) -> None:
@@ -176,10 +176,6 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
             "issues": [_issue_object(each) for each in self.tally.sorted_issues()],
             **details,
         }
-
-
-def _later(one: dt.datetime | None, other: dt.datetime | None) -> dt.datetime | None:
-    return max((at for at in (one, other) if at is not None), default=None)
 
 
 def _cause(problem: TargetIssue) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ class CoordinatorPlugin(WorkerPlugin):
         self._lock = threading.Lock()
         self._app: WorkerApplication | None = None
         self._context: RunContext | None = None
-        self._breakers: dict[int | None, CircuitBreaker] = {}
+        self._breaker_of = lru_cache(_RUNS_KEPT)(self._new_breaker)
         self._stopped = False
         self._busy = 0
         self._used_at = time.monotonic()
@@ -72,7 +73,8 @@ class CoordinatorPlugin(WorkerPlugin):
             return BatchResult(Tally(interrupted=len(targets)))
         with self._in_use(), _one_sentence():
             context = self.build()
-            breaker = self._breaker_of(context, options.run_id)
+            with self._lock:
+                breaker = self._breaker_of(context, options.run_id)
             return Batch(context, options, breaker).settle_remaining(targets)
 
     def stop(self) -> None:
@@ -87,19 +89,11 @@ class CoordinatorPlugin(WorkerPlugin):
             if self._app is not None:
                 self._app.close()
 
-    def _breaker_of(self, context: RunContext, run_id: int | None) -> CircuitBreaker:
-        with self._lock:
-            known = self._breakers.get(run_id)
-            if known is not None:
-                return known
-            who = self._coordinator
-            if run_id is not None and not context.store.is_running(run_id, who.host, who.pid):
-                raise ClusterError(
-                    f"its database has no run {run_id} of {who.host}: it is another one, or the run ended."
-                )
-            while len(self._breakers) >= _RUNS_KEPT:
-                del self._breakers[next(iter(self._breakers))]
-            return self._breakers.setdefault(run_id, CircuitBreaker(context.down_after))
+    def _new_breaker(self, context: RunContext, run_id: int | None) -> CircuitBreaker:
+        who = self._coordinator
+        if run_id is not None and not context.store.is_running(run_id, who.host, who.pid):
+            raise ClusterError(f"its database has no run {run_id} of {who.host}: it is another one, or the run ended.")
+        return CircuitBreaker(context.down_after)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

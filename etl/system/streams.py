@@ -34,17 +34,13 @@ class Output(io.FileIO):
         left = memoryview(data).cast("B")
         total = len(left)
         while left and self.lost is None:
-            left = left[self._write_some(left) :]
+            try:
+                left = left[os.write(self.fileno(), left) :]
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
+                _is_writable(self.fileno(), None)
+            except OSError as error:
+                self.lost = error
         return total
-
-    def _write_some(self, data: memoryview) -> int:
-        try:
-            return os.write(self.fileno(), data)
-        except BlockingIOError:  # another process that shares the descriptor made it non-blocking
-            _is_writable(self.fileno(), None)
-        except OSError as error:
-            self.lost = error
-        return 0
 
 
 class LogOutput(io.FileIO):

@@ -157,10 +157,11 @@ BUGS = (
          "",
          "sweep:SQLite, change, kill", "test_seals"),
     _bug("a user who no longer exists is recorded as having lost everything", "etl/sync",
-         "            fetched = Fetched(fence, error)\n",
+         "            return Fetched(fence, error)\n",
+         "            import datetime as dt\n"
          "            now = dt.datetime.now(dt.UTC)\n"
          '            gone = Snapshot(fence.target, (), "0" * 64, now, now, 1, b"", True)\n'
-         '            fetched = Fetched(fence, gone, True) if error.code == "62101" else Fetched(fence, error)\n',
+         '            return Fetched(fence, gone, True) if error.code == "62101" else Fetched(fence, error)\n',
          "sweep:SQLite, failed, kill", "test_sync", MODEL),
     _bug("an answer is skipped by its bytes although something is held", "etl/sync",
          "known = None if decided_anyway else fence.data_hash",
@@ -284,8 +285,8 @@ BUGS = (
          "    if True:\n",
          "test_sync"),
     _bug("a completely different list is half believed", "etl/domain/guard.py",
-         "    return Decision(absent, whole=True, reason=reason)\n\n\ndef _missing_of",
-         "    return Decision(absent, reason=reason)\n\n\ndef _missing_of",
+         "        return Decision(absent, whole=True, reason=reason)\n",
+         "        return Decision(absent, reason=reason)\n",
          "test_guard", MODEL),
     _bug("times go back with the clock", "etl/domain/verdict.py",
          "    if earliest <= asked_at <= observed_at:\n",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from etl.domain.model import latest_of
 from etl.domain.organisation.changes import Losses, attribute_events, losses
 from etl.domain.organisation.evidence import VALUE_FIELDS, Entry, Evidence
 from etl.domain.organisation.values import (
@@ -105,7 +106,7 @@ def _still_gone(evidence: Evidence) -> KnownWorkflow | None:
     if evidence.known is None:
         return None
     without = [change.answer.arrived_at for change in evidence.changes if change.after is None]
-    return msgspec.structs.replace(evidence.known, gone_at=_latest([evidence.known.gone_at, *without]))
+    return msgspec.structs.replace(evidence.known, gone_at=latest_of(evidence.known.gone_at, *without))
 
 
 def _coming_into_sight(
@@ -147,7 +148,7 @@ def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | 
         return absent_at
     retired = (evidence.context.users[user_id].retired_at for user_id in evidence.retired)
     returned = (c.answer.arrived_at for c in evidence.changes if c.previous is None)
-    gone_at = _latest([gone.gone_at, *retired, *returned])
+    gone_at = latest_of(gone.gone_at, *retired, *returned)
     return absent_at if gone_at is not None and gone_at <= absent_at else None
 
 
@@ -185,7 +186,3 @@ def _due_at(evidence: Evidence, result: Judgement) -> dt.datetime | None:
                 return AT_ONCE
             moments.append(max(shown_until))
     return min(moments, default=None)
-
-
-def _latest(moments: Iterable[dt.datetime | None]) -> dt.datetime | None:
-    return max((at for at in moments if at is not None), default=None)
