@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -98,31 +98,17 @@ def site(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def coordinator(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
     """This process, with 60 targets in batches of 10."""
     monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 10)
-    program = site.program(tmp_path, users=60)
+    site.program(tmp_path, users=60)
     environment = {name: value for name, value in site.environment.items() if name != "FLOWTRAIL_CONFIG"}
     with Application(config.load(tmp_path / "flowtrail.toml", environment)) as app:
         assert app.cluster is not None
         app.cluster.connect()
         yield app
-    assert program.folder == tmp_path
 
 
-class Run(threading.Thread):
-    """A run in the background; ``report`` once it has ended."""
-
-    def __init__(self, app: Application) -> None:
-        super().__init__()
-        self._app = app
-        self.report: sync.RunReport | None = None
-        self.start()
-
-    def run(self) -> None:
-        self.report = self._app.run("command", self._app.schedules[0].targets, remote=self._app.cluster)
-
-    def ended(self) -> sync.RunReport:
-        self.join(SAFETY_NET_SECONDS)
-        assert self.report is not None
-        return self.report
+def begun(app: Application) -> Future[sync.RunReport]:
+    """A run in the background."""
+    return ThreadPoolExecutor(1).submit(app.run, "command", app.schedules[0].targets, remote=app.cluster)
 
 
 def asked(site: Site, more_than: int, since: int) -> bool:
@@ -136,7 +122,7 @@ def test_removals_are_judged_together_over_the_batches_of_a_cluster(site: Site, 
     for losers, lost in ((0, 0), (50, 9), (0, 0), (60, 1)):
         for number, target in enumerate(targets):
             site.gateway.world.set_flows(target.org_id, target.user_id, FLOWS[lost if number < losers else 0 :])
-        found.append(dict(Run(coordinator).ended().tally.verdicts))
+        found.append(dict(begun(coordinator).result(SAFETY_NET_SECONDS).tally.verdicts))
     assert found == [{"changed": 60}, {"held": 50, "unchanged": 10}, {"unchanged": 60}, {"changed": 60}]
     assert site.findings() == []
 
@@ -144,7 +130,7 @@ def test_removals_are_judged_together_over_the_batches_of_a_cluster(site: Site, 
 def test_a_run_on_a_cluster_ends_as_a_local_one_and_no_credential_reaches_the_scheduler(
     site: Site, coordinator: Application
 ) -> None:
-    reports = [Run(coordinator).ended(), Run(coordinator).ended()]
+    reports = [begun(coordinator).result(SAFETY_NET_SECONDS), begun(coordinator).result(SAFETY_NET_SECONDS)]
     assert [dict(report.tally.verdicts) for report in reports] == [{"changed": 60}, {"unchanged": 60}]
     assert dict(reports[0].tally.changes) == {"baseline": 60 * len(FLOWS)}
     of_run = f"run_id = {reports[0].run_id}"
@@ -166,13 +152,13 @@ def found_on_the_wire(site: Site, *secrets: str) -> list[str]:
 
 def test_no_credential_is_on_the_wire_when_targets_fail(site: Site, coordinator: Application) -> None:
     """Not even where the gateway repeats what it was sent."""
-    Run(coordinator).ended()
+    begun(coordinator).result(SAFETY_NET_SECONDS)
     token = site.gateway.tokens._token
     said = json.dumps({"code": 62103, "msg": f"no: {token}, {KEY}, {SECRET}"}).encode()
     site.gateway.order(Fault("raw", body=said, status=200, user="user-canary-3", times=None))
     site.gateway.order(Fault("html", user="user-canary-4", times=None))
     site.gateway.order(Fault("redirect", location="http://127.0.0.1:9/", user="user-canary-5", times=None))
-    report = Run(coordinator).ended()
+    report = begun(coordinator).result(SAFETY_NET_SECONDS)
     site.gateway.clear_faults()
     assert dict(report.tally.verdicts) == {"failed": 3, "unchanged": 57}
     assert sorted(each.target.user_id for each in report.tally.issues) == [f"user-canary-{n}" for n in (3, 4, 5)]
@@ -183,12 +169,12 @@ def test_no_credential_is_on_the_wire_when_targets_fail(site: Site, coordinator:
 def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator: Application) -> None:
     site.gateway.order(Fault("delay", seconds=0.3, times=None))
     since = len(site.gateway.deliveries.entries())
-    run = Run(coordinator)
+    run = begun(coordinator)
     assert asked(site, 12, since)
     site.workers[0].kill()
     site.workers[0].wait()
     site.gateway.clear_faults()
-    report = run.ended()
+    report = run.result(SAFETY_NET_SECONDS)
     assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 60})
     rows = f"SELECT count(*), sum(baseline) FROM change_set WHERE run_id = {report.run_id}"
     assert site.rows(rows) == [(60, report.tally.changes["baseline"])]
@@ -199,11 +185,11 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator:
 def test_a_run_whose_scheduler_vanishes_goes_on_locally(site: Site, coordinator: Application) -> None:
     site.gateway.order(Fault("delay", seconds=0.3, times=None))
     since = len(site.gateway.deliveries.entries())
-    run = Run(coordinator)
+    run = begun(coordinator)
     assert asked(site, 12, since)
     site.wire.cut()
     site.gateway.clear_faults()
-    report = run.ended()
+    report = run.result(SAFETY_NET_SECONDS)
     site.wire.mend()
     loud = [
         name for name in ("distributed", "distributed.client") if logging.getLogger(name).isEnabledFor(logging.ERROR)

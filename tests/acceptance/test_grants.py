@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import psycopg
@@ -160,29 +159,21 @@ class Days(NamedTuple):
 
 
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
-
-
-@pytest.fixture
-def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> Iterator[Days]:
+def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Days]:
     """A database whose roles may do what `flowtrail db grants` says, and the service's role at work."""
     monkeypatch.chdir(flowtrail.folder)
     monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
     generate_key(flowtrail.folder / "seal.pem")
-    authority = stack.enter_context(served(Authority(flowtrail.folder / "tsa").answer))
-    days = Days(postgres, flowtrail, f'timestamp_url = "{authority}"')
     roles = (OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY)
-    days.admin("CREATE DATABASE day")
-    try:
+    with served(Authority(flowtrail.folder / "tsa").answer) as authority:
+        days = Days(postgres, flowtrail, f'timestamp_url = "{authority}"')
+        days.admin("CREATE DATABASE day")
         days.work_as("postgres", "day")
         days.does("db upgrade")
         days.admin(*grants(*roles), database="day")
         days.admin(f"ALTER ROLE {WRITER_OF_DAY} LOGIN", f"ALTER ROLE {READER_OF_DAY} LOGIN")
         days.work_as(WRITER_OF_DAY, "day")
         yield days
-    finally:
         days.admin("DROP DATABASE IF EXISTS day_restored WITH (FORCE)", "DROP DATABASE day WITH (FORCE)")
         days.admin(f"DROP ROLE {', '.join(roles)}")
 

@@ -49,18 +49,6 @@ def ask(service: Running, path: str, **headers: str) -> tuple[int, dict[str, Any
     return status, json.loads(body)
 
 
-def test_a_service_at_work_is_alive_ready_and_fresh_and_shows_its_page(flowtrail: Program) -> None:
-    service = flowtrail.start("serve")
-    service.wait_for("run_ended")
-    assert ask(service, "/healthz") == (200, {"status": "ok"})
-    assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active", "conditions": []})
-    assert ask(service, "/freshness")[0] == 200
-    url = service.wait_for("listening")["url"]
-    with urllib.request.urlopen(url + "/", timeout=30) as page:
-        assert b"Flowtrail" in page.read()
-    assert service.stop() == 0
-
-
 def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(
     flowtrail: Program, gateway: LocalGateway
 ) -> None:
@@ -200,6 +188,7 @@ def test_an_unreachable_database_is_reported_at_once_and_ends_no_process(
         so_far = len([entry for entry in service.log if entry["event"] == "run_ended"])
     service.wait_for("run_ended", lambda entry: entry["status"] == "succeeded", times=so_far + 2)
     assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active", "conditions": []})
+    assert ask(service, "/healthz") == (200, {"status": "ok"})
     assert "flowtrail_database_up 1.0" in service.get("/metrics")[1]
     assert service.get("/")[0] == 200
     assert service.stop() == 0

@@ -88,10 +88,6 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[f"flowtrail_{name}", frozenset(labels.items())]
 
 
-def names(samples: Samples) -> set[str]:
-    return {name for name, _ in samples}
-
-
 # --------------------------------------------------------------------------------------------------- what is told
 
 
@@ -133,30 +129,18 @@ def test_no_label_has_a_target_a_user_or_a_workflow_in_it(service: Running) -> N
     assert not re.findall("canary", service.get("/metrics")[1])
 
 
-def test_every_replica_exports_the_same_of_the_database_and_status_agrees(service: Running, flowtrail: Program) -> None:
+def test_every_replica_exports_the_same_of_the_database(service: Running, flowtrail: Program) -> None:
     """Also what a `sync` on the command line did, of which the service knows only from the database."""
     flowtrail.configure(listen=f"127.0.0.1:{free_port()}")
     standby = flowtrail.start("serve")
     standby.wait_for("standing_by")
     flowtrail("sync")
     mine, other = scraped(service), scraped(standby)
-    said = flowtrail.json("status")
     read = ("targets", "targets_held", "held_workflows", "targets_refused", "targets_failing", "listed_workflows")
     assert {name: value(mine, name) for name in read} == {name: value(other, name) for name in read}
     assert value(other, "role", role="standing_by") == 1
-    freshness = said["freshness"]
-    assert value(other, "held_workflows") == freshness["held_workflows"]
-    assert value(other, "targets_failing") == freshness["failing"]
-    assert any(_agree_on_overdue(standby, flowtrail) for _ in range(5)), "of a slot a second, one may pass between them"
-    succeeded = dt.datetime.fromisoformat(said["schedules"][0]["last_success_at"]).timestamp()
-    assert 0 <= succeeded - value(other, "schedule_last_success_timestamp_seconds", schedule="plants") < 60
-    assert "flowtrail_runs_total" not in names(other), "it ran nothing"
+    assert "flowtrail_runs_total" not in {name for name, _ in other}, "it ran nothing"
     assert standby.stop() == 0
-
-
-def _agree_on_overdue(replica: Running, flowtrail: Program) -> bool:
-    said = flowtrail.json("status")["schedules"][0]["overdue"]
-    return value(scraped(replica), "targets_overdue", schedule="plants") == said
 
 
 def test_openmetrics_is_served_on_request(service: Running) -> None:

@@ -179,18 +179,6 @@ def test_a_message_sent_but_not_recorded_before_a_kill_is_sent_again(
     assert receiver.titles == ["Flowtrail sync: 1 cycle changed"] * 2, "then it was noted, and told nobody again"
 
 
-def test_serve_syncs_without_the_extra_and_reports_what_is_missing(flowtrail: Program) -> None:
-    flowtrail.configure(rest=f'[[notify]]\nurls = ["{URL}"]')
-    hidden = flowtrail.folder / "without" / "apprise"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('not installed')")
-    service = flowtrail.start("serve", PYTHONPATH=str(hidden.parent))
-    said = service.wait_for("cannot_notify")
-    assert said["why"] == "Notifications need apprise: pip install 'flowtrail[notify]'"
-    service.wait_for("run_ended")
-    assert service.stop() == 0
-
-
 # -------------------------------------------------------------------------------------------------------- pings
 
 

@@ -151,7 +151,9 @@ def test_the_wheel_alone_inits_checks_and_serves(flowtrail: Program) -> None:
     assert (flowtrail.folder / "fresh" / "schedules" / "example.toml").exists()
     checked = flowtrail("check")
     assert (checked.returncode, "BAD" in checked.stdout) == (0, False), checked.stdout
+    flowtrail.configure(listen="127.0.0.1:0", rest='[[notify]]\nurls = ["json://localhost"]')
     service = flowtrail.start("serve")
+    assert service.wait_for("cannot_notify")["why"] == "Notifications need apprise: pip install 'flowtrail[notify]'"
     assert "flowtrail[web]" in service.wait_for("no_page")["error"]
     status, shown = service.get("/targets")
     assert (status, "flowtrail[web]" in shown) == (501, True)
