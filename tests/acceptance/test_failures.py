@@ -36,31 +36,13 @@ from tests.support.answers import outcome
 from tests.support.builders import START, Diary, after, flow, numbered
 from tests.support.enos import LocalGateway
 from tests.support.house import House
-from tests.support.program import KEY, SECRET, Program
+from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
 from tests.support.served import Clock, Served, wait_until
 
-ORG, ANN, BOB = "o1", "ann", "bob"
 ALICE, BERTA = Target(ORG, "alice"), Target(ORG, "berta")
-PATIENCE_SECONDS = 60
 DAILY = Every(dt.timedelta(days=1))
 
 on_postgresql = pytest.mark.parametrize("dialect", ["postgresql"])
-
-
-@pytest.fixture
-def upstream() -> Iterator[LocalGateway]:
-    world = World(orgs=0)
-    world.set_flows(ORG, ANN, numbered(1, 3))
-    world.set_flows(ORG, BOB, numbered(2, 5))
-    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def flowtrail(tmp_path: Path, upstream: LocalGateway) -> Program:
-    program = Program(tmp_path, upstream.url)
-    program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
-    return program
 
 
 @pytest.fixture
@@ -154,7 +136,7 @@ def resident_kib() -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may make a process the first of its namespace")
-def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Program, upstream: LocalGateway) -> None:
+def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Program, gateway: LocalGateway) -> None:
     flowtrail.configure(rest='grace = "8s"')
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "etl", "serve"],
@@ -164,7 +146,7 @@ def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Progr
         stderr=subprocess.DEVNULL,
     )
     with ended_anyway(outer):
-        assert upstream.deliveries.wait_until(delivered(2), PATIENCE_SECONDS)
+        assert gateway.deliveries.wait_until(delivered(2), PATIENCE_SECONDS)
         inner = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
         assert re.search(r"^NSpid:\s+\d+\s+1$", Path(f"/proc/{inner}/status").read_text(), re.MULTILINE)
         os.kill(inner, signal.SIGTERM)
@@ -186,16 +168,16 @@ def delivered(count: int) -> Callable[[Sequence[Any]], bool]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream: LocalGateway) -> None:
+def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, gateway: LocalGateway) -> None:
     loud = {**flowtrail.environment, "FLOWTRAIL_LOG__LEVEL": "DEBUG"}
     with open("/dev/full", "w") as full:
         service = subprocess.Popen(
             [sys.executable, "-m", "etl", "serve"], cwd=flowtrail.folder, env=loud, stdout=full, stderr=full
         )
         with ended_anyway(service):
-            assert upstream.deliveries.wait_until(delivered(4), PATIENCE_SECONDS)
-            upstream.world.rename(ORG, "1", "another name")
-            assert upstream.deliveries.wait_until(lambda entries: delivered(4)(entries[-4:]), PATIENCE_SECONDS)
+            assert gateway.deliveries.wait_until(delivered(4), PATIENCE_SECONDS)
+            gateway.world.rename(ORG, "1", "another name")
+            assert gateway.deliveries.wait_until(lambda entries: delivered(4)(entries[-4:]), PATIENCE_SECONDS)
             wait_until(lambda: flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind = 'renamed'") == [(1,)])
             service.send_signal(signal.SIGTERM)
             service.wait(PATIENCE_SECONDS)
@@ -207,10 +189,10 @@ READ_ONLY = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && exec
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may mount a folder read-only")
-def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Path, upstream: LocalGateway) -> None:
+def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Path, gateway: LocalGateway) -> None:
     """As in a container: the settings beside the program, the database elsewhere."""
     home = tmp_path / "home"
-    program = Program(home, upstream.url, f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    program = Program(home, gateway.url, f"sqlite:///{tmp_path / 'elsewhere.db'}")
     program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
     program.command = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *program.command)
     assert [program(command).returncode for command in ("sync", "status", "verify")] == [0, 0, 0]
@@ -221,12 +203,12 @@ def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Pa
     assert service.stop() == 0
 
 
-def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, upstream: LocalGateway) -> None:
+def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, gateway: LocalGateway) -> None:
     """All file names come from a person."""
-    program = Program(tmp_path / "home", upstream.url)
+    program = Program(tmp_path / "home", gateway.url)
     hostile = ["../../x", "/etc/x", "CON", "a" * 255, "..", "~root", "a/b"]
     for user in hostile:
-        upstream.world.set_flows(user, user, [Flow(user, user, "D", True)])
+        gateway.world.set_flows(user, user, [Flow(user, user, "D", True)])
     program.schedule("plants", [(user, [user]) for user in hostile])
     assert program.json("sync")["targets"]["changed"] == len(hostile)
     before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}

@@ -162,15 +162,9 @@ def _is_code(node: ast.AST) -> bool:
 
 
 def status_now(**known: Any) -> ServiceStatus:
-    nothing = {
-        "role": "active",
-        "alive": True,
-        "ready": True,
-        "database_up": True,
-        "runs_under_way": 0,
-        "conditions": {},
-    }
-    return ServiceStatus(**{**nothing, "clock_skew_seconds": None, "snapshot": None, **known})
+    well = dict.fromkeys(("alive", "ready", "database_up"), True)
+    unknown = dict.fromkeys(("clock_skew_seconds", "snapshot"))
+    return ServiceStatus(**{"role": "active", "runs_under_way": 0, "conditions": {}, **well, **unknown, **known})
 
 
 def snapshot(**known: Any) -> HealthSnapshot:

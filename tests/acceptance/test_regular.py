@@ -16,29 +16,17 @@ from etl.system.disk import KIB, open_regular, read_regular
 from tests.support.program import Program
 
 
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
-
-
 def unix_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
 
 
-def folder(path: Path) -> None:
-    path.mkdir()
-
-
-MADE: list[tuple[Callable[[Path], None], str]] = [
-    (pipe, "it is a pipe, not a regular file"),
-    (device, "it is a device, not a regular file"),
-    (unix_socket, "it is a socket, not a regular file"),
-    (folder, "Is a directory"),
-]
+MADE: dict[str, Callable[[Path], None]] = {
+    "it is a pipe, not a regular file": os.mkfifo,
+    "it is a device, not a regular file": lambda path: path.symlink_to("/dev/zero"),
+    "it is a socket, not a regular file": unix_socket,
+    "Is a directory": Path.mkdir,
+}
 SETTINGS = '[gateway]\nurl = "https://apim.example.com"\naccess_key = "key"\nsecret_key_file = "secret"\n'
 PLACES = {
     "flowtrail.toml": "flowtrail.toml",
@@ -69,14 +57,12 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize(("make", "said"), MADE, ids=lambda each: getattr(each, "__name__", ""))
+@pytest.mark.parametrize("said", MADE)
 @pytest.mark.parametrize("name", PLACES)
-def test_a_path_that_is_not_a_file_is_named_and_not_read(
-    home: Path, name: str, make: Callable[[Path], None], said: str
-) -> None:
+def test_a_path_that_is_not_a_file_is_named_and_not_read(home: Path, name: str, said: str) -> None:
     (home / name).unlink()
-    make(home / name)
-    if (name, make) == ("bundle", folder):
+    MADE[said](home / name)
+    if (name, said) == ("bundle", "Is a directory"):
         load(home / "flowtrail.toml", {})  # certificates may also be a folder of them
         return
     with pytest.raises(ConfigError) as caught:
