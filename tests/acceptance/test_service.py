@@ -1,4 +1,4 @@
-"""`flowtrail serve` as a process: it fires, stops, reloads, catches up, and stands by."""
+"""`flowtrail serve` as a process: it stops, reloads its schedules and its secret, and stands by."""
 
 from __future__ import annotations
 

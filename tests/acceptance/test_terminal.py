@@ -90,10 +90,8 @@ def test_a_terminal_shows_every_id_and_time_whole_and_no_line_is_longer_than_it(
 
 
 def test_the_time_zone_rules_what_is_shown_and_json_stays_in_utc(here: Path) -> None:
-    assert "+08:00  " in run("changes", "--timezone", "Asia/Shanghai")[1]
-    assert "+08:00" in run("flows", "--timezone", "Asia/Shanghai")[1]
-    assert "+08:00" in run("history", "2818", "--timezone", "Asia/Shanghai")[1]
-    assert "+08:00" in run("status", "--timezone", "Asia/Shanghai")[1]
+    for command in ("changes", "flows", "history 2818", "status"):
+        assert "+08:00" in run(*command.split(), "--timezone", "Asia/Shanghai")[1], command
     assert str(printed("changes", "--timezone", "Asia/Shanghai")[0]["observed_at"]).endswith("Z")
     assert run("flows", "--timezone", "Mars/Olympus")[0] != 0
 
@@ -191,12 +189,8 @@ def test_where_only_searches_are_asked_nothing_happened_in_the_organisation_and_
         assert SEARCHES_ONLY in program(*command.split()).stdout, command
     assert SEARCHES_ONLY not in program("changes").stdout
     with site(engine) as server:
-        for path in (
-            "/events",
-            f"/workflows?org=={ORG}",
-            f"/workflows/{ORG}/1",
-            f"/targets/{ORG}/{ANN}?expression=charger",
-        ):
+        target = f"/targets/{ORG}/{ANN}?expression=charger"
+        for path in ("/events", f"/workflows?org=={ORG}", f"/workflows/{ORG}/1", target):
             assert "whole lists" in requests.get(server.url + path, timeout=30).text, path
 
 
@@ -222,12 +216,8 @@ def test_an_export_replaces_a_file_only_where_that_is_asked_for(here: Path) -> N
 
 
 def test_an_export_has_the_format_that_its_suffix_names(here: Path) -> None:
-    for name, begins in {
-        "a.csv": b"change_set_id,",
-        "a.jsonl": b"{",
-        "a.parquet": b"PAR1",
-        "a.out": b"change_",
-    }.items():
+    formats = {"a.csv": b"change_set_id,", "a.jsonl": b"{", "a.parquet": b"PAR1", "a.out": b"change_"}
+    for name, begins in formats.items():
         assert run("export", "changes", "-o", name)[0] == 0
         assert (here / name).read_bytes().startswith(begins)
     refused = CliRunner().invoke(app, ["export", "changes", "-o", "b.csv", "--format", "parquet"])
