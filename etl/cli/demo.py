@@ -44,8 +44,8 @@ def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
             settings_file = tour.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
         with Application(config.load(settings_file, {})) as app:
             app.ready(upgrade=True)
-            for number, scene in enumerate(tour.scenes(gateway), 1):
-                _show(app, number, scene)
+            for number, (title, text) in enumerate(tour.scenes(gateway), 1):
+                _show(app, f"{number}. {title}", text)
             trail = change_cells(CHANGES.rows(app.engine, kind=DELTA_KINDS))
             console.table("\nThe trail, without its baselines", CHANGE_COLUMNS, trail, None)
             _show_what_next(settings_file)
@@ -53,9 +53,9 @@ def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
                 _keep_the_page_up(app, listen)
 
 
-def _show(app: Application, number: int, scene: tour.Scene) -> None:
-    console.say(f"\n{number}. {scene.title}", "bold cyan")
-    console.say(scene.text, "dim")
+def _show(app: Application, title: str, text: str) -> None:
+    console.say(f"\n{title}", "bold cyan")
+    console.say(text, "dim")
     show_report(app.run("command", app.schedules[0].targets, app.schedules[:1]), as_json=False)
 
 

@@ -246,7 +246,7 @@ def _planned_rosters(
         try:
             members, moves = rosters.planned(org)
         except GatewayError as error:
-            found.append(Refreshed(org, error=str(error), error_code=error.code))
+            found.append(Refreshed(org, error=str(error)))
             members = stored_rosters[org].users if org in stored_rosters else set()
         else:
             found.append(Refreshed(org, moves))

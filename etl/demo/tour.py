@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
@@ -13,13 +12,6 @@ from etl.domain.model import Flow
 
 ACCESS_KEY = "demo-access-key"
 SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for the demo
-
-
-class Scene(NamedTuple):
-    """Its title, and the explanation before its sync."""
-
-    title: str
-    text: str
 
 
 def world(seed: int) -> World:
@@ -44,25 +36,25 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
     return settings
 
 
-def scenes(gateway: DemoGateway) -> Iterator[Scene]:
-    """The acts. Each changes the world or the gateway, and expects one sync before the next."""
+def scenes(gateway: DemoGateway) -> Iterator[tuple[str, str]]:
+    """The title of each act, and the explanation before its sync. Each changes the world or the gateway, and expects
+    one sync before the next."""
     org = gateway.world.orgs()[0]
     user, other, *_ = gateway.world.users(org)
-    yield Scene("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
-    yield Scene(
-        "Nothing happened", "The same lists in another order: one hash per target, and nothing new in the trail."
-    )
+    yield ("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
+    yield ("Nothing happened", "The same lists in another order: one hash per target, and nothing new in the trail.")
     renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
     gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")
     gateway.world.rename(org, renamed.flow_id, f"{renamed.flow_name}_v2")
     gateway.world.remove_flow(org, gone.flow_id)
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
-    yield Scene("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
+    yield ("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
     gateway.down = True
-    yield Scene("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
+    yield ("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
     gateway.down, gateway.emptied = False, (other,)
-    yield Scene(
-        "A false answer", f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals."
+    yield (
+        "A false answer",
+        f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals.",
     )
     gateway.emptied = ()
-    yield Scene("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
+    yield ("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")

@@ -26,7 +26,8 @@ GENESIS: Final = "0" * 64
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 _flow_id = attrgetter("flow_id")
-_change_order = attrgetter("flow_id", "kind")
+change_order: Final = attrgetter("flow_id", "kind")
+"""The order of changes in a change set."""
 _first_at = attrgetter("first_at")
 
 encode: Final = msgspec.json.Encoder().encode
@@ -62,7 +63,7 @@ def approved_scope(
     target: Target, held_since: dt.datetime | None, flow_ids: Iterable[str], doubted: Iterable[Doubt] = ()
 ) -> str:
     """The digest of the hold that a person approved: when it began, and which removals and changes are held."""
-    held = (held_since, sorted(set(flow_ids)), sorted(set(doubted), key=_change_order))
+    held = (held_since, sorted(set(flow_ids)), sorted(set(doubted), key=change_order))
     return digest(in_microseconds((*target, *held)))
 
 
@@ -73,7 +74,7 @@ def change_set_content(change_set: ChangeSet) -> bytes:
         *(TAG, *change_set.target, change_set.version, change_set.kind),
         *(change_set.observed_at, change_set.last_unchanged_at, spans, change_set.approved_by),
         *(change_set.approved_scope, change_set.data_hash, change_set.state_digest),
-        sorted(change_set.changes, key=_change_order),
+        sorted(change_set.changes, key=change_order),
     )
     return encode(in_microseconds(values))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from etl.domain.kinds import ChangeKind
+from etl.domain.chain import change_order
+from etl.domain.kinds import ATTRIBUTE_OF, ChangeKind
 from etl.domain.model import Change, Flow
 
 Flows = Mapping[str, Flow]
@@ -34,21 +35,14 @@ def diff(old: Flows, new: Flows) -> list[Change]:
             gone += 1
             changes.append(_change("removed", before, None))
         elif after != before:
-            changes += _attribute_changes(before, after)
+            changes += [
+                _change(kind, before, after)
+                for kind, attribute in ATTRIBUTE_OF.items()
+                if getattr(before, attribute) != getattr(after, attribute)
+            ]
     if len(new) > len(old) - gone:
         changes += [_change("added", None, new[flow_id]) for flow_id in new.keys() - old.keys()]
-    return sorted(changes, key=_chain_order)
-
-
-def _attribute_changes(before: Flow, after: Flow) -> list[Change]:
-    kinds: list[ChangeKind] = []
-    if before.cycle != after.cycle:
-        kinds.append("cycle_changed")
-    if before.editable is not after.editable:
-        kinds.append("editable_changed")
-    if before.flow_name != after.flow_name:
-        kinds.append("renamed")
-    return [_change(kind, before, after) for kind in kinds]
+    return sorted(changes, key=change_order)
 
 
 def _change(kind: ChangeKind, old: Flow | None, new: Flow | None) -> Change:
@@ -64,7 +58,3 @@ def _change(kind: ChangeKind, old: Flow | None, new: Flow | None) -> Change:
         old.editable if old else None,
         new.editable if new else None,
     )
-
-
-def _chain_order(change: Change) -> tuple[str, str]:
-    return change.flow_id, change.kind

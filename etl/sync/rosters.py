@@ -30,7 +30,6 @@ class Refreshed(msgspec.Struct, frozen=True):
     org_id: str
     moves: RosterChanges = RosterChanges()
     error: str = ""
-    error_code: str = ""
 
 
 @dataclass(eq=False)
@@ -107,7 +106,7 @@ class Rosters:
         with suppress(DatabaseError):
             self.store.roster_failed(org_id, code, message, self.clock())
         self._log.warning("roster_failed", org=org_id, error_code=code, error=message, remedy=_REMEDY)
-        return Refreshed(org_id, error=message, error_code=code)
+        return Refreshed(org_id, error=message)
 
     def _log_changes(self, org_id: str, moves: RosterChanges) -> None:
         if moves.joined or moves.left:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etl.domain.chain import FORMAT, GENESIS, change_set_hash
+from etl.domain.chain import FORMAT, GENESIS, change_order, change_set_hash
 from etl.domain.diff import baseline, diff
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
@@ -87,7 +87,7 @@ class Chain:
         if row.id <= self._number:
             raise Broken("change_set.id", Verbatim(f"above {self._number}, the one before"), row.id, version)
         self._require_interval(row)
-        changes = sorted(changes, key=_chain_order)
+        changes = sorted(changes, key=change_order)
         _require_counts(row, changes)
         self._replay(version, changes, row.observed_at)
         require("change_set.flow_count", len(self.state.flows), row.flow_count, version)
@@ -235,10 +235,6 @@ def _require_possible(row: SpanRow) -> None:
 
 def _after(change: Change) -> Flow:
     return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
-
-
-def _chain_order(change: Change) -> tuple[str, str]:
-    return change.flow_id, change.kind
 
 
 # ------------------------------------------------------------------------------------------ the current rows

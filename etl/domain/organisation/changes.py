@@ -169,8 +169,8 @@ def _value_changes(
         for user_id, answer, listed in evidence.answers_with_it()
     ]
     changes, known = value_changes(value(workflow), observed, lambda known: any(evidence.showing(field, known)))
-    left = [ObservedValue(c.previous, value(c.before)) for c in evidence.changes if c.previous and c.before]
-    return changes, _remember(known, left)
+    left = (c.previous for c in evidence.changes if c.previous and c.before and value(c.before) == known.value)
+    return changes, known._replace(last=max((known.last, *left)))  # of users who have another value by now
 
 
 def value_changes(
@@ -200,12 +200,6 @@ def _is_newer(observed: ObservedValue, known: KnownValue) -> bool:
 def _last_unchanged(known: KnownValue, observed: Iterable[ObservedValue], asked_at: dt.datetime) -> dt.datetime:
     same = (known.first, known.last, *(each.answer for each in observed if each.value == known.value))
     return max(answer.asked_at for answer in same if answer.arrived_at <= asked_at)
-
-
-def _remember(known: KnownValue, left: Iterable[ObservedValue]) -> KnownValue:
-    """Keep the latest answer with the known value, among users who have another value by now."""
-    last = max((known.last, *(each.answer for each in left if each.value == known.value)))
-    return known._replace(last=last)
 
 
 def _events(flow_id: str, old: Listed, renamed: Iterable[ValueChange], cycled: Iterable[ValueChange]) -> list[Event]:
