@@ -102,9 +102,12 @@ def weigh_changes(
     over = {kind for kind in many if len(changes[kind]) >= limits.min_changed}  # C3
     together = {kind for kind in many if second and kind in second and second[kind].ruling == "hold"}  # C4, C5
     if lasting or (second is not None and (over or together)):
-        reasons = [_changed_of(kind, changes[kind], both) for kind in changes if kind in lasting | over | together]
+        doubted = [kind for kind in changes if kind in lasting | over | together]
+        absent = state.flows.keys() - answered.keys()  # C8
+        reasons = [_missing_of(absent, state.flows.keys())] if absent else []
+        reasons += [_changed_of(kind, changes[kind], both) for kind in doubted]
         reasons += [_together(second[kind]) for kind in together - over if second]
-        return _hold_changes(state, answered, lasting | over | together, changes, "; ".join(reasons))
+        return Decision(absent, _union(changes, doubted), whole=True, reason="; ".join(reasons))
     if second is None and many:
         return msgspec.structs.replace(of_removals, uncertain=True, many=_union(changes, many))  # C2
     return of_removals  # C1, C9
@@ -124,18 +127,6 @@ def changes_between(known: Mapping[str, Flow], answered: Mapping[str, Flow]) -> 
                 if new != getattr(before, attribute):
                     found[kind].add(Doubt(flow_id, kind, new))
     return {kind: frozenset(doubts) for kind, doubts in found.items()}
-
-
-def _hold_changes(
-    state: State,
-    answered: Mapping[str, Flow],
-    kinds: Set[ChangeKind],
-    changes: Mapping[ChangeKind, frozenset[Doubt]],
-    reason: str,
-) -> Decision:
-    absent = state.flows.keys() - answered.keys()  # C8
-    missing = f"{_missing_of(absent, state.flows.keys())}; " if absent else ""
-    return Decision(absent, _union(changes, kinds), whole=True, reason=missing + reason)
 
 
 def _union(changes: Mapping[ChangeKind, frozenset[Doubt]], kinds: Iterable[ChangeKind]) -> frozenset[Doubt]:

@@ -183,7 +183,7 @@ def value_changes(
     who are told different values for good would make events in every run.
     """
     changes: list[ValueChange] = []
-    while newer := [each for each in observed if _is_newer(each, known)]:
+    while newer := [e for e in observed if e.value != known.value and e.answer.asked_at >= known.first.arrived_at]:
         new = [each for each in newer if each.is_new]
         if not new and is_shown(known.value):
             break
@@ -191,10 +191,6 @@ def value_changes(
         changes.append(ValueChange(first.answer, first.value, _last_unchanged(known, observed, first.answer.asked_at)))
         known = KnownValue(first.value, first.answer, first.answer)
     return changes, known
-
-
-def _is_newer(observed: ObservedValue, known: KnownValue) -> bool:
-    return observed.value != known.value and observed.answer.asked_at >= known.first.arrived_at
 
 
 def _last_unchanged(known: KnownValue, observed: Iterable[ObservedValue], asked_at: dt.datetime) -> dt.datetime:

@@ -61,14 +61,13 @@ class Evidence:
             for c in changes
             if c.previous is not None and c.before is None and c.after is not None
         ]
-        self.came_at = {c.user_id: c.answer.arrived_at for c in changes if c.previous is None}
-        """When users who join or come back in this round began to count."""
         self._asked_before = {gain.user_id: gain.asked_before for gain in self.gains}
 
     def _list(self, listings: Mapping[str, ListEntry]) -> None:
         """Who listed it before the round, who does now, and who did until retirement."""
-        coming = {c.user_id for c in self.changes if c.previous is None}
-        coming |= {user_id for user_id, answer in self._later.items() if answer is None}
+        self.coming = {c.user_id for c in self.changes if c.previous is None}
+        """The users who join or come back in this round, and count from then on."""
+        coming = self.coming | {user_id for user_id, answer in self._later.items() if answer is None}
         kept = {user_id: listing for user_id, listing in listings.items() if user_id not in coming}
         self.listings = _listings_after(kept, self.changes)
         self.retired = {u for u in self.listings if self.context.users[u].retired_at is not None}

@@ -97,16 +97,12 @@ def _gone(evidence: Evidence, known: KnownWorkflow, lost: Losses, end: Event) ->
 def _while_gone(evidence: Evidence) -> Judgement:
     """Nobody lists it, except users who have been silent since before its ``disappeared``."""
     if not evidence.entries:
-        return Judgement(evidence.flow_id, [], _still_gone(evidence))
+        known = evidence.known
+        if known is not None:  # users who were silent or away may have been heard without it only now
+            without = (change.answer.arrived_at for change in evidence.changes if change.after is None)
+            known = msgspec.structs.replace(known, gone_at=latest_of(known.gone_at, *without))
+        return Judgement(evidence.flow_id, [], known)
     return _coming_into_sight(evidence, evidence.entries[0], evidence.known, is_proven_gone=not evidence.before)
-
-
-def _still_gone(evidence: Evidence) -> KnownWorkflow | None:
-    """Users who were silent or away may have been heard without it only now."""
-    if evidence.known is None:
-        return None
-    without = [change.answer.arrived_at for change in evidence.changes if change.after is None]
-    return msgspec.structs.replace(evidence.known, gone_at=latest_of(evidence.known.gone_at, *without))
 
 
 def _coming_into_sight(
@@ -139,7 +135,7 @@ def _coming_into_sight(
 
 def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | None:
     """The latest moment at which everybody is proven to have been without it; None where there is none."""
-    if not evidence.gains or not evidence.came_at.keys().isdisjoint(evidence.after):
+    if not evidence.gains or not evidence.coming.isdisjoint(evidence.after):
         return None
     absent_at = evidence.context.earliest(min(gain.asked_before for gain in evidence.gains), evidence.asked_without)
     if evidence.context.has_ended_stays(absent_at):
