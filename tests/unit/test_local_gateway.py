@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +22,6 @@ from etl.domain.model import Flow, Target
 from etl.errors import Refused
 from etl.gateway import Gateway
 from tests.support.enos import Fault, LocalGateway
-from tests.support.enos.gateway import found
 from tests.support.gateways import settings_for
 
 KEY, SECRET = "demo-access-key", "demo-secret-key"
@@ -97,10 +95,6 @@ def asker(gateway: LocalGateway) -> Iterator[Asker]:
     asker.ask_token()
     yield asker
     asker.connection.close()
-
-
-def no_thread_serves() -> bool:
-    return not any("process_request_thread" in thread.name for thread in threading.enumerate())
 
 
 # Tokens and signatures
@@ -177,38 +171,11 @@ def test_a_user_gets_the_whole_list_in_another_order_each_time(world: World, ask
     assert len({answer["requestId"] for answer in answers}) == 5
 
 
-@pytest.mark.parametrize("expression", ["power", "a+b", "a b&c=d", "é描述%41", "%", "+"])
-def test_an_expression_finds_parts_of_id_and_name_whatever_its_characters(
-    world: World, asker: Asker, expression: str
-) -> None:
-    flows = [Flow("POWER-1", "x", "D", True), Flow("2", f"before {expression.swapcase()} after", "H", False)]
-    world.set_flows(ORG, USER, [*flows, Flow("3", None, None, None)])
-    expected = {"POWER-1", "2"} if expression == "power" else {"2"}
-    assert set(asker.ids(expression=expression)) == expected
-    assert {flow.flow_id for flow in world.flows(ORG, USER) if found(flow, expression)} == expected
-
-
-def test_an_unknown_user_is_an_error_inside_http_200(world: World, asker: Asker) -> None:
-    world.set_flows("o2", "u2", [])
-    assert asker.code(userId="u2") == 62101
-    assert asker.code(orgId="nowhere") == 99404
-    assert asker.code(action="somethingElse") == 99400
-    assert asker.code(userId="") == 99400
-    assert asker.my_flow(userId="nobody").status == 200
-
-
 def test_ids_are_integers_where_that_was_ordered(gateway: LocalGateway, asker: Asker) -> None:
     gateway.world.set_flows(ORG, USER, [Flow(flow_id, "name", "D", True) for flow_id in ("12", "0", "012", "x")])
     assert set(asker.ids()) == {"12", "0", "012", "x"}
     gateway.integer_ids.add((ORG, USER))
     assert set(asker.ids()) == {12, 0, "012", "x"}
-
-
-def test_other_paths_and_methods_are_not_served(asker: Asker) -> None:
-    for method, path, status in [("GET", "/no", 404), ("GET", TOKEN_PATH, 405), ("POST", FLOWS_PATH, 405)]:
-        response = asker.send(method, path)
-        response.read()
-        assert response.status == status
 
 
 @pytest.mark.parametrize("release", ["v2.0", "edge"])
@@ -228,71 +195,11 @@ def test_the_local_gateway_is_an_older_one_on_request(world: World, release: str
     assert refused.value.code == "62103"
 
 
-# Faults that say something else
-
-
-@pytest.mark.parametrize(
-    ("fault", "status", "headers", "start"),
-    [
-        (Fault("code", code=62109), 200, {}, b'{"code":62109,'),
-        (Fault("status"), 503, {}, b'{"code":503,'),
-        (Fault("status", status=429, headers={"Retry-After": "9"}), 429, {"Retry-After": "9"}, b'{"code":429,'),
-        (Fault("redirect", location="http://far/"), 302, {"Location": "http://far/"}, b""),
-        (Fault("html"), 200, {"Content-Type": "text/html; charset=utf-8"}, b"<!DOCTYPE html>"),
-        (Fault("raw", body=b'{"code": 0, "da'), 200, {"Content-Length": "15"}, b'{"code": 0, "da'),
-        (Fault("raw", status=204), 204, {}, b""),
-        (Fault("none", headers={"Age": "900"}), 200, {"Age": "900"}, b'{"code":0,'),
-        (Fault("none", headers={"Content-Length": None}), 200, {}, b'{"code":0,'),
-    ],
-)
-def test_a_fault_is_met_once_and_then_the_gateway_is_honest_again(
-    gateway: LocalGateway, asker: Asker, fault: Fault, status: int, headers: dict[str, str], start: bytes
-) -> None:
-    gateway.order(fault)
-    response = asker.my_flow()
-    body = response.read()
-    assert (response.status, body[: len(start)]) == (status, start)
-    assert headers.items() <= dict(response.getheaders()).items()
-    assert gateway.deliveries.entries()[-1].fault == fault.kind
-    assert len(asker.ids()) == 20
-
-
-def test_the_token_service_fails_in_its_own_envelope(gateway: LocalGateway, asker: Asker) -> None:
-    gateway.order(Fault("code", code=1005, endpoint="token"))
-    assert [asker.ask_token()["status"] for _ in range(2)] == [1005, 0]
-
-
-def test_empty_and_partial_lists_are_well_formed_and_among_the_deliveries(
-    gateway: LocalGateway, world: World, asker: Asker
-) -> None:
-    gateway.order(Fault("empty"))
-    gateway.order(Fault("partial", share=0.3))
-    assert asker.ids() == []
-    kept = asker.ids()
-    assert len(kept) == 6
-    assert set(kept) < {flow.flow_id for flow in world.flows(ORG, USER)}
-    _, empty, partial = gateway.deliveries.entries()
-    assert (empty.fault, empty.flows) == ("empty", ())
-    assert {flow.flow_id for flow in partial.flows or ()} == set(kept)
-
-
 def test_a_stale_answer_is_the_list_served_before_it_changed(gateway: LocalGateway, world: World, asker: Asker) -> None:
     old = set(asker.ids())
     world.add_flow(ORG, Flow("new", "n", "D", True))
     gateway.order(Fault("stale", times=2))
     assert [set(asker.ids()) for _ in range(3)] == [old, old, old | {"new"}]
-
-
-# Faults of the connection
-
-
-def test_an_answer_that_comes_twice_is_taken_for_the_next_one_by_a_client_that_trusts_it(
-    gateway: LocalGateway, asker: Asker
-) -> None:
-    gateway.order(Fault("twice", seconds=0))
-    first = asker.my_flow().read()
-    assert asker.my_flow(userId="nobody").read() == first
-    assert gateway.deliveries.wait_until(lambda entries: entries[-1].code == 62101)
 
 
 def test_a_client_that_asks_to_close_the_connection_has_it_closed_and_announced(
@@ -308,23 +215,6 @@ def test_a_client_that_asks_to_close_the_connection_has_it_closed_and_announced(
                 everything = stream.read()
         assert everything.count(b"Connection: close\r\n") == everything.count(b"HTTP/1.1 200") == 1 + (kind == "twice")
         assert not gateway.deliveries.entries()[-1].kept_open
-
-
-@pytest.mark.parametrize("fault", [Fault("hang"), Fault("delay", seconds=0.5)])
-def test_a_client_that_did_not_wait_was_not_served(gateway: LocalGateway, asker: Asker, fault: Fault) -> None:
-    asker.connection.close()
-    asker.connection.timeout = 0.1
-    gateway.order(fault)
-    with pytest.raises(TimeoutError):
-        asker.my_flow()
-    for thread in gateway.drop_connections():
-        thread.join(20)
-    assert no_thread_serves()
-    assert gateway.deliveries.wait_until(lambda entries: len(entries) == 2)
-    assert not gateway.deliveries.entries()[-1].sent
-
-
-# Orders, and the delivery log
 
 
 # The world
