@@ -114,14 +114,6 @@ def test_a_request_refused_over_a_kept_connection_is_repeated_once(refusal: byte
     assert [request.headers.get("connection") for request in server.requests] == [None, "close"]
 
 
-def test_a_token_has_a_connection_of_its_own() -> None:
-    with Hostile() as server, gateway(server, auth="token") as client:
-        client.fetch(TARGET)
-    assert [request.method for request in server.requests] == ["POST", "GET"]
-    assert [request.headers.get("connection") for request in server.requests] == ["close", None]
-    assert [request.connection for request in server.requests] == [0, 1]
-
-
 # Kept connections
 
 

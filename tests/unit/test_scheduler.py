@@ -82,17 +82,6 @@ def test_each_slot_is_run_once_in_order_and_never_early(bench: Bench) -> None:
     assert all(OFTEN.latest_until(slot) == slot for slot in slots)
 
 
-def test_one_slot_follows_the_other(bench: Bench) -> None:
-    bench.start(plan("a"))
-    slots = [bench.next_run()[1]]
-
-    def follows() -> bool:
-        slots.append(bench.next_run()[1])
-        return slots[-1] - slots[-2] == OFTEN.interval
-
-    wait_until(follows)
-
-
 def test_a_schedule_never_runs_twice_at_once(bench: Bench) -> None:
     release = threading.Event()
     bench.work = lambda schedule: release.wait(PATIENCE_SECONDS) and None
