@@ -186,9 +186,7 @@ def test_a_file_that_cannot_be_read_is_named_with_the_line(
 
 
 def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
-    path = tmp_path / "flowtrail.toml"
-    path.write_bytes(b"\xef\xbb\xbf" + GATEWAY.encode())
-    assert load(path, SECRET).gateway.access_key == "key"
+    assert settings(tmp_path, "\ufeff" + GATEWAY).gateway.access_key == "key"
 
 
 def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
@@ -706,14 +704,9 @@ def test_settings_and_schedules_can_be_refused_together(tmp_path: Path) -> None:
 def test_targets_come_from_a_csv_file(tmp_path: Path, mark: str, end: str) -> None:
     rows = ["user,expression,org", "u1,,o1", "", 'u2,"a, ""b""", o1 ', "ü3,,o2"]
     write(tmp_path, mark + end.join(rows) + end, "schedules/s.csv")
-    (schedule,) = schedules(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
-    assert [*schedule.targets] == [Target("o1", "u1"), Target("o1", "u2", 'a, "b"'), Target("o2", "ü3")]
-
-
-def test_the_file_may_be_named_in_an_entry_of_its_own(tmp_path: Path) -> None:
-    write(tmp_path, "org,user\no1,u9\n", "schedules/s.csv")
-    (schedule,) = schedules(tmp_path, s=f'every = "5m"\n{TARGETS}[[targets]]\ntargets_file = "s.csv"\n')
-    assert [*schedule.targets] == [Target("o1", "u1"), Target("o1", "u9")]
+    for heading, before in (("", []), ('[[targets]]\norg = "o0"\nusers = ["u0"]\n[[targets]]\n', [Target("o0", "u0")])):
+        (schedule,) = schedules(tmp_path, s=f'every = "5m"\n{heading}targets_file = "s.csv"\n')
+        assert [*schedule.targets] == [*before, Target("o1", "u1"), Target("o1", "u2", 'a, "b"'), Target("o2", "ü3")]
 
 
 @pytest.mark.parametrize(

@@ -316,10 +316,6 @@ def test_both_spellings_of_an_answer_are_read(body: bytes) -> None:
     assert read_older(body) == (FLOW,)
 
 
-def test_an_edge_item_may_lack_what_another_may_lack() -> None:
-    assert read_older(older({"flow_id": 7})) == (Flow("7", None, None, None),)
-
-
 @pytest.mark.parametrize(
     ("body", "named"),
     [
