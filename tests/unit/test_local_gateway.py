@@ -171,13 +171,6 @@ def test_a_user_gets_the_whole_list_in_another_order_each_time(world: World, ask
     assert len({answer["requestId"] for answer in answers}) == 5
 
 
-def test_ids_are_integers_where_that_was_ordered(gateway: LocalGateway, asker: Asker) -> None:
-    gateway.world.set_flows(ORG, USER, [Flow(flow_id, "name", "D", True) for flow_id in ("12", "0", "012", "x")])
-    assert set(asker.ids()) == {"12", "0", "012", "x"}
-    gateway.integer_ids.add((ORG, USER))
-    assert set(asker.ids()) == {12, 0, "012", "x"}
-
-
 @pytest.mark.parametrize("release", ["v2.0", "edge"])
 def test_the_local_gateway_is_an_older_one_on_request(world: World, release: str) -> None:
     target = Target(ORG, USER)

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from cronsim import CronSim
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.config.slots import MOST_COUNTED, Cron, Every, Slots, quartz_in_words
@@ -59,35 +59,6 @@ def local(slots: list[dt.datetime], zone: str) -> list[str]:
 )
 def test_fields_mean_what_they_mean_to_cron(expression: str, after: str, expected: str) -> None:
     assert Cron(expression).next_after(utc(after)) == utc(expected)
-
-
-@st.composite
-def terms(draw: st.DrawFn, low: int, high: int) -> tuple[str, set[int]]:
-    """A term of a cron field from ``low`` to ``high``, and the values that cron's manual gives it."""
-    first = draw(st.integers(low, high))
-    last = draw(st.sampled_from((first, high)) | st.integers(first, high))
-    step = draw(st.integers(1, high + 2))
-    return draw(
-        st.sampled_from(
-            (
-                (str(first), {first}),
-                (f"{first}-{last}", set(range(first, last + 1))),
-                (f"{first}-{last}/{step}", set(range(first, last + 1, step))),
-                (f"{first}/{step}", set(range(first, high + 1, step))),
-                (f"*/{step}", set(range(low, high + 1, step))),
-            )
-        )
-    )
-
-
-@settings(max_examples=60)
-@given(st.lists(terms(0, 59), min_size=1, max_size=3))
-def test_lists_ranges_and_steps_mean_what_the_manual_of_cron_says(
-    listed: list[tuple[str, set[int]]],
-) -> None:
-    expression = f"{','.join(term for term, _ in listed)} 8 * * *"
-    found = [slot.minute for slot in walk(Cron(expression), utc("2025-01-01 07:59"), utc("2025-01-01 09:00"))]
-    assert found == sorted(set().union(*(minutes for _, minutes in listed)))
 
 
 def test_a_slot_is_strictly_after_and_the_latest_may_be_now() -> None:

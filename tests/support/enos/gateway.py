@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import random
-import re
 import socket
 import threading
 import time
@@ -91,8 +90,7 @@ class LocalGateway(DemoGateway):
     """An EnOS gateway on this machine, while its ``with`` block lasts.
 
     ``auth="none"`` asks for no token, ``release`` is which EnOS it is, ``shuffle`` gives the items of each answer
-    another order (seeded), ``date_offset_seconds`` shifts its Date headers. Users of whom ``integer_ids`` knows (org,
-    user) get decimal flowIds as JSON integers, as related EnOS calls send them; ``updates`` has what Get Flow says
+    another order (seeded), ``date_offset_seconds`` shifts its Date headers. ``updates`` has what Get Flow says
     otherwise of a workflow (org, flow_id), by EnOS's names.
     """
 
@@ -113,7 +111,6 @@ class LocalGateway(DemoGateway):
         self.deliveries = DeliveryLog()
         self.faults = FaultBook()
         self.date_offset_seconds = 0.0
-        self.integer_ids: set[tuple[str, str]] = set()
         self.updates: dict[tuple[str, str], dict[str, Any]] = {}
         self._began_at = dt.datetime.now(dt.UTC)
         self._signed = auth == "token"
@@ -257,7 +254,7 @@ class LocalGateway(DemoGateway):
             entry.flows = self._listed(entry, fault)
         except KeyError:
             return self._no_user(entry)
-        items = [self._item(flow, (entry.org, entry.user) in self.integer_ids) for flow in entry.flows]
+        items = [self._item(flow) for flow in entry.flows]
         if self._shuffles:
             self._random.shuffle(items)
         envelope = {"status": 0, "msg": "Success"} if self._older else {"code": 0, "msg": "OK"}
@@ -281,10 +278,8 @@ class LocalGateway(DemoGateway):
             flows = tuple(self._random.sample(flows, kept))
         return flows
 
-    def _item(self, flow: Flow, integer_id: bool) -> dict[str, Any]:
+    def _item(self, flow: Flow) -> dict[str, Any]:
         item = item_of(flow)
-        if integer_id and re.fullmatch("0|[1-9][0-9]*", flow.flow_id):
-            item["flowId"] = msgspec.Raw(flow.flow_id.encode())
         if self._edge:
             item = {{"flowId": "flow_id", "flowName": "flow_name"}.get(key, key): value for key, value in item.items()}
         return item
