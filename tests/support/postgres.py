@@ -26,6 +26,8 @@ MEMORY, DISK = Path("/dev/shm"), Path("/tmp")  # short: the path of a socket has
 FAST = (
     "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c autovacuum=off -c jit=off -c max_connections=60"
 )
+DURABLE = ""
+"""The server's own defaults, for the benchmarks: a commit is on disk."""
 SUPERUSER = "postgres"
 
 
