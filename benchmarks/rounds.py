@@ -102,6 +102,13 @@ class Round:
         served = self._gateway.served()
         if served["answers"] < self._shape.targets:
             raise Wrong(f"{self._contender.title}, {phase}: asked {served['answers']} times only")
+        most = self._contender.module().HOLDS.quiet_statements
+        if (
+            most
+            and phase == "quiet"
+            and cost["statements"] > (limit := most[0] + most[1] * -(-self._shape.targets // 500))
+        ):
+            raise Wrong(f"{self._contender.title}, {phase}: {cost['statements']} statements instead of at most {limit}")
         return Measurement(
             phase=phase,
             cpu_seconds=cost["cpu_user_seconds"] + cost["cpu_system_seconds"],

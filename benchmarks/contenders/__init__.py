@@ -16,3 +16,5 @@ class Holds(NamedTuple):
     """False: in the phase *quiet* it only fetches and hashes."""
     leaves_removed_on: tuple[str, ...] = ()
     """Databases on which it takes removed workflows for existing ones."""
+    quiet_statements: tuple[int, int] | None = None
+    """The most that it may send in the phase *quiet*: in a run, and for each 500 targets."""

@@ -22,8 +22,8 @@ from etl.errors import ClusterError, ConfigError
 from etl.sync import cluster, worker
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
-from tests.support.disguises import disguises
 from tests.support.enos import Fault, LocalGateway
+from tests.support.hostile import disguises
 from tests.support.postgres import Server
 from tests.support.program import KEY, SECRET, Program
 

@@ -32,9 +32,9 @@ from etl.errors import DatabaseUnreachable
 from etl.store import NewRun, commit
 from etl.verify import verify
 from tests.support import postgres as local_postgres
-from tests.support.answers import outcome
 from tests.support.builders import START, Diary, after, flow, numbered
 from tests.support.enos import LocalGateway
+from tests.support.gateways import outcome
 from tests.support.house import House
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
 from tests.support.served import Clock, Served, wait_until

@@ -15,8 +15,8 @@ import structlog
 from etl import log
 from etl.demo.world import World
 from etl.domain.model import Flow
-from tests.support.disguises import disguises
 from tests.support.enos import Fault, LocalGateway
+from tests.support.hostile import disguises
 from tests.support.program import ANN, KEY, ORG, Program
 
 CANARY = 's3cr3t/ca+nary="ä&\\'

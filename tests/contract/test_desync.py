@@ -18,10 +18,10 @@ from etl.domain.model import Target
 from etl.gateway import Gateway
 from etl.store import NewRun, Store
 from etl.system.clock import utc_now
-from tests.support.certificates import NO_OPENSSL, Certificates
-from tests.support.contexts import run_context
+from tests.support.builders import run_context
 from tests.support.desync import HARMLESS, HOSTILE, Mixer
 from tests.support.gateways import settings_for
+from tests.support.hostile import NO_OPENSSL, Certificates
 
 THREADS = 64
 USERS = [f"user{number:03}" for number in range(400)]

@@ -16,8 +16,7 @@ from etl import log, sync
 from etl.domain.model import Issue, Target, Verdict
 from etl.store import NewRun, Store
 from etl.sync import RunLogger, RunReport, Tally, TargetIssue
-from tests.support.builders import START
-from tests.support.contexts import run_context
+from tests.support.builders import START, run_context
 
 NEW = NewRun(origin="schedule", host="here", pid=1, targets=1, schedule="plants")
 

@@ -9,11 +9,13 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, event
 
+from etl import signing
 from etl.database import writing
 from etl.domain.model import Flow, Outcome, Target
-from etl.errors import Refused, RunClosed
+from etl.errors import Refused, RunClosed, SigningError
 from etl.report.asof import flows_as_of
 from etl.report.listings import FLOWS
+from etl.signing.keys import PublicKey, SigningKey
 from etl.store import NewRun, Store, copy, membership
 from etl.verify import (
     HeadsFile,
@@ -417,3 +419,75 @@ def test_a_check_after_a_seal_replays_the_lists_that_got_a_version_since(house: 
     assert findings(house.engine)
     change(house.engine, forge.format("WHERE user_id = :user"), user=ANN.user_id)
     assert found() == 1
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> SigningKey:
+    signing.generate_key(tmp_path / "seal.pem")
+    return signing.load_signing_key(tmp_path / "seal.pem")
+
+
+@pytest.fixture
+def signer(engine: Engine, key: SigningKey) -> House:
+    return House(engine, key.sign)
+
+
+def found(engine: Engine, *keys: PublicKey, since: int = 0) -> list[str]:
+    return [str(finding) for finding in verify(engine, keys=keys, since=since)]
+
+
+def test_of_a_stretch_of_seals_with_a_strange_key_the_first_is_named(
+    signer: House, key: SigningKey, tmp_path: Path
+) -> None:
+    other = signing.generate_key(tmp_path / "other.pem")
+    mine, others = key.sign, signing.load_signing_key(tmp_path / "other.pem").sign
+    for signer.sign in (mine, mine, others, mine, mine):
+        signer.serve({"plants": [ANN]})
+    lines = found(signer.engine, other)
+    assert [line.split(":")[0] for line in lines] == ["run 1 (seal 1)", "run 4 (seal 4)"]
+    wanted = f"run_seal 1.key_id should be '{other.key_id}', the public key that was given"
+    assert f"{wanted}, but is '{key.public.key_id}', from this seal on" in lines[0]
+
+
+def test_a_key_may_be_replaced_and_then_both_are_needed(signer: House, key: SigningKey, tmp_path: Path) -> None:
+    signer.serve({"plants": [ANN]})
+    signing.generate_key(tmp_path / "next.pem")
+    signer.sign = signing.load_signing_key(tmp_path / "next.pem").sign
+    signer.serve({"plants": [ANN]})
+    following = signing.load_public_key(tmp_path / "next.pem.pub")
+    assert found(signer.engine, key.public, following) == []
+    assert [line[:18] for line in found(signer.engine, following)] == ["run 1 (seal 1): ru"]
+    assert found(signer.engine, following, since=1) == []
+
+
+def test_a_signature_over_another_seal_is_found(signer: House, key: SigningKey) -> None:
+    signer.serve({"plants": [ANN]})
+    signer.serve({"plants": [ANN]})
+    first = "SELECT signature FROM run_seal WHERE id = 1"
+    tamper(signer.engine, f"UPDATE run_seal SET signature = ({first}) WHERE id = 2")
+    [line] = found(signer.engine, key.public)
+    assert line.startswith("run 2 (seal 2): run_seal 2.signature should be made with the key")
+
+
+def test_an_unsigned_seal_after_a_signed_one_is_found_without_any_key(signer: House) -> None:
+    signer.serve({"plants": [ANN]})
+    signer.sign = None
+    signer.serve({"plants": [ANN]})
+    sentence = "run_seal 2.signature should be there, since a seal before it is signed, but is null"
+    assert findings(signer.engine) == [f"run 2 (seal 2): {sentence}"]
+    assert found(signer.engine, since=1) == findings(signer.engine)
+
+
+def test_a_public_key_for_a_trail_without_signatures_is_a_finding(engine: Engine, key: SigningKey) -> None:
+    House(engine).serve({"plants": [ANN]})
+    assert found(engine, key.public) == [
+        "run_seal.signature should be on some seal, since a public key was given, but is on none of 1"
+    ]
+
+
+def test_a_process_without_the_key_does_not_begin_what_it_could_not_sign(signer: House) -> None:
+    Store(signer.engine).require_signing()
+    signer.serve({"plants": [ANN]})
+    with pytest.raises(SigningError, match=r"^The seals of this database are signed \(key \w{16}\).* key_file"):
+        Store(signer.engine).require_signing()
+    signer.store.require_signing()

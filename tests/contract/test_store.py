@@ -28,8 +28,8 @@ from etl.store.runs import database_now
 from tests.support import checker, pooler
 from tests.support.builders import ALICE, GAP, START, UNCHECKED, Diary, after, dump, flow, numbered, snapshot, written
 from tests.support.intruder import Intruder
-from tests.support.lossy import LossyProxy
 from tests.support.postgres import Server
+from tests.support.relay import LossyProxy
 from tests.support.sessions import HOSTILE_ROLE, ON_POSTGRESQL, POOLED
 
 ALSO_CONNECTS = (POOLED if pooler.installed() else HOSTILE_ROLE,)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.crash import bugs, kills, stops
-from tests.crash.command import disturbances
+from tests.crash.__main__ import disturbances
 from tests.crash.disturbances import Hostile, Strike
 from tests.crash.place import Place, place
 from tests.crash.scenarios import SCENARIOS

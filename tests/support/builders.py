@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,12 +17,14 @@ from sqlalchemy import Engine, true, tuple_, update
 from etl.database import reading, writing
 from etl.domain import guard, verdict
 from etl.domain.chain import state_digest
+from etl.domain.diff import Flows
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval
-from etl.domain.model import Fence, Flow, Origin, Outcome, Snapshot, Span, Target
+from etl.domain.model import Change, Fence, Flow, Origin, Outcome, Snapshot, Span, Target
 from etl.errors import Refused
 from etl.schema import TARGET_KEY, target
 from etl.store import NewRun, Removals, RunBegun, Store
+from etl.sync import RunContext
 from tests.support import checker
 
 LIMITS = Limits()
@@ -215,3 +221,47 @@ def dump(engine: Engine) -> dict[str, list[str]]:
 def written(before: dict[str, list[str]], now: dict[str, list[str]]) -> set[str]:
     """The tables whose contents differ."""
     return {table for table in now if before[table] != now[table]}
+
+
+@contextlib.contextmanager
+def run_context(
+    store: Store, gateway: Any, in_flight: int = 2, **given: Any
+) -> Iterator[tuple[RunContext, ThreadPoolExecutor]]:
+    """A context, and the threads for its batches; ``given`` overrides its fields."""
+    with (
+        ThreadPoolExecutor(in_flight) as fetchers,
+        ThreadPoolExecutor(2) as writers,
+        ThreadPoolExecutor(2) as batches,
+    ):
+        fields = {"limits": LIMITS, "down_after": 9, "stop": threading.Event(), **given}
+        pools: dict[str, Any] = {"fetchers": fetchers, "writers": writers, "in_flight": in_flight}
+        yield RunContext(store=store, gateway=gateway, **pools, **fields), batches
+
+
+def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
+    """The state after ``changes``. Raises ValueError if they do not fit ``old``."""
+    state = dict(old)
+    afters: dict[str, Flow | None] = {}
+    for change in changes:
+        if _before(change) != old.get(change.flow_id):
+            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit the state before")
+        after = _after(change)
+        if afters.setdefault(change.flow_id, after) != after or (after is None and change.flow_id not in state):
+            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about the state after")
+        if after is None:
+            del state[change.flow_id]
+        else:
+            state[change.flow_id] = after
+    return state
+
+
+def _before(change: Change) -> Flow | None:
+    if change.kind in ("added", "baseline"):
+        return None
+    return Flow(change.flow_id, change.old_name, change.old_cycle, change.old_editable)
+
+
+def _after(change: Change) -> Flow | None:
+    if change.kind == "removed":
+        return None
+    return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from etl.config import GatewaySettings, Secret
-from etl.domain.model import Target
+from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError
-from etl.gateway import Gateway
+from etl.gateway import Gateway, reread_strictly
+from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
+from etl.gateway.calls import LATEST, Api
+from etl.gateway.errors import excerpt
 from tests.support.hostile import Hostile
 
 ACCESS_KEY = "access-canary-77aa"
@@ -77,3 +80,27 @@ def at_once(count: int, work: Callable[[int], object]) -> list[object]:
         thread.join(SAFETY_NET_SECONDS)
         assert not thread.is_alive()
     return results
+
+
+NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+
+
+def read(body: bytes, api: Api = LATEST) -> tuple[Flow, ...]:
+    """The flows, read as the client does: envelope, code, flows, and the strict second reading."""
+    envelope = read_envelope("Get My Flow", body, excerpt, api)
+    listed = read_flows(envelope.data, api)
+    if not has_each_key_once(body, envelope, listed):
+        reread_strictly(snapshot(body, listed.flows, listed.absent))
+    return listed.flows
+
+
+def outcome(body: bytes) -> tuple[Flow, ...] | str:
+    """The flows, or what is wrong."""
+    try:
+        return read(body)
+    except GatewayError as error:
+        return str(error)
+
+
+def snapshot(body: bytes, found: tuple[Flow, ...] | None, absent: frozenset[str] = frozenset()) -> Snapshot:
+    return Snapshot(Target("o", "u"), found, "", NOW, NOW, 2, body, absent=absent)

@@ -5,16 +5,23 @@ A step is either bytes, sent as they are, or a function of the `Peer`. The last 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import itertools
 import json
+import shutil
 import socket
 import ssl
 import struct
+import subprocess
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 TOKEN = "token-canary-4f1d"
 
@@ -258,3 +265,55 @@ def token_code(number: int, msg: str = "no") -> bytes:
 
 def gzipped(body: bytes, **headers: Any) -> bytes:
     return http(gzip.compress(body), Content_Encoding="gzip", **headers)
+
+
+def disguises(secret: str) -> dict[str, bytes]:
+    """A secret as it is, and in four encodings."""
+    raw = secret.encode()
+    return {
+        "raw": raw,
+        "url": urllib.parse.quote(secret, safe="").encode(),
+        "base64": base64.b64encode(raw).rstrip(b"="),
+        "hex": raw.hex().encode(),
+        "json": json.dumps(secret)[1:-1].encode(),
+    }
+
+
+NO_OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: apt-get install openssl")
+
+
+class Certificates:
+    """A certificate authority, with certificates that it signed and one that nobody did."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._make("ca", "/CN=Test CA", "-addext", "basicConstraints=critical,CA:TRUE")
+        self._make("other", "/CN=Other CA", "-addext", "basicConstraints=critical,CA:TRUE")
+        self.leaf("good", "IP:127.0.0.1,DNS:localhost")
+        self.leaf("wrong_host", "DNS:apim.example.com")
+        self.leaf("expired", "IP:127.0.0.1", "-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
+        self._make("self_signed", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+
+    def path(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def _openssl(self, *args: str) -> None:
+        subprocess.run(["openssl", *args], cwd=self._folder, check=True, capture_output=True)
+
+    def _make(self, name: str, subject: str, *more: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        self._openssl("req", "-x509", *key, "-out", f"{name}.pem", "-subj", subject, "-days", "2", *more)
+
+    def leaf(self, name: str, names: str, *validity: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        self._openssl(
+            "req", "-new", *key, "-out", f"{name}.csr", "-subj", "/CN=x", "-addext", f"subjectAltName={names}"
+        )
+        signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
+        days = validity or ("-days", "2")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed_by, *days)
+
+    def server(self, name: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.path(f"{name}.pem"), self.path(f"{name}.key"))
+        return context

@@ -22,7 +22,7 @@ from etl.gateway import Gateway
 from etl.store import NewRun, Store
 from etl.system.clock import utc_now
 from tests.support import checker
-from tests.support.contexts import run_context
+from tests.support.builders import run_context
 from tests.support.enos import Fault, Kind, LocalGateway, Order
 
 

@@ -21,8 +21,7 @@ from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
-from tests.support.builders import LIMITS
-from tests.support.contexts import run_context
+from tests.support.builders import LIMITS, run_context
 
 Lists = dict[Target, Sequence[Flow]]
 

@@ -113,3 +113,30 @@ def end(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
+
+
+class LossyProxy(Cutter):
+    """Forwards everything until it is told to lose the next client message that contains ``word``.
+
+    ``forward``: the server gets the message, and the answer is lost; otherwise the message is. Then both connections
+    end.
+    """
+
+    def __init__(self, server_port: int, word: bytes, *, forward: bool) -> None:
+        super().__init__(server_port, answered=forward)
+        self._word = word
+        self._armed = threading.Event()
+        self.lost = 0
+
+    def lose_next(self) -> None:
+        self._armed.set()
+
+    def _watch(self) -> Callable[[bytes], tuple[bytes, bool]]:
+        return self._passed
+
+    def _passed(self, sent: bytes) -> tuple[bytes, bool]:
+        if not (self._armed.is_set() and self._word in sent):
+            return sent, False
+        self._armed.clear()
+        self.lost += 1
+        return sent if self._answered else b"", True

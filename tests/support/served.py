@@ -19,7 +19,7 @@ from etl.service.replica import Service
 from etl.service.runs import Identity, KnownSchedules, ScheduleRuns
 from etl.store import Store
 from etl.sync import RunReport
-from tests.support.contexts import run_context
+from tests.support.builders import run_context
 
 PATIENCE_SECONDS = 60
 

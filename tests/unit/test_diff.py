@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from etl.domain.diff import baseline, diff
 from etl.domain.model import Change
-from tests.support.builders import STEADY, by_id, flow, states
-from tests.support.replay import replay
+from tests.support.builders import STEADY, by_id, flow, replay, states
 
 
 @STEADY

@@ -7,8 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from etl.domain.model import Fence, Flow, Snapshot, Target
 from etl.errors import Malformed
+from etl.store.bulk import grouped
 from etl.sync.fetching import Fetched, Fetcher
 
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -102,3 +105,16 @@ def test_no_answer_is_lost_whichever_comes_last() -> None:
     for _ in range(50):
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
             assert sum(len(group) for group in asking(lambda fence: answer(fence, 9_999), threads).groups()) == 40
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param([1, 2, 2, 1], [[1, 2], [2, 1]], id="as many as fit"),
+        pytest.param([1, 7, 1, 3], [[1], [7], [1], [3]], id="a larger item alone"),
+        pytest.param([0, 3, 0, 1], [[0, 3, 0], [1]], id="items without a size"),
+    ],
+)
+def test_a_group_is_closed_before_it_gets_too_large(sizes: list[int], expected: list[list[int]]) -> None:
+    assert list(grouped(sizes, int, 3)) == expected

@@ -19,7 +19,7 @@ from etl.gateway import reread_strictly
 from etl.gateway.answer import read_envelope, read_flows
 from etl.gateway.calls import APIS
 from etl.gateway.errors import excerpt
-from tests.support.answers import outcome, read, snapshot
+from tests.support.gateways import outcome, read, snapshot
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 ITEM = b'{"flowId":"1"}'

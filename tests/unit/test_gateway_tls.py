@@ -17,9 +17,8 @@ import pytest
 
 from etl.errors import ConfigError, GatewayUnreachable, Interrupted
 from etl.gateway import Gateway
-from tests.support.certificates import NO_OPENSSL, Certificates
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange, settings_for
-from tests.support.hostile import Hostile, Peer, Step, answer, http, then
+from tests.support.hostile import NO_OPENSSL, Certificates, Hostile, Peer, Step, answer, http, then
 
 pytestmark = NO_OPENSSL
 

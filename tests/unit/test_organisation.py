@@ -23,8 +23,8 @@ from etl.domain.organisation.values import (
     User,
     Workflow,
 )
+from tests.organisation.__main__ import played
 from tests.organisation.cases import cases, derived, promised
-from tests.organisation.command import played
 from tests.organisation.oracle import Oracle
 from tests.organisation.runs import Simulation
 from tests.organisation.settings import (

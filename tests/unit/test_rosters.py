@@ -243,16 +243,6 @@ def test_what_a_person_confirms_leaves_and_starts_the_window_anew() -> None:
     assert compared(listed(some(6, 10)), [some(9, 10)] * 2, NOW, LIMITS).left == some(6, 9)
 
 
-def test_a_fifth_each_hour_is_stopped_where_the_day_reaches_the_limit() -> None:
-    known, listed_now = listed(some(0, 100)), 100
-    for hour in range(12):
-        listed_now -= listed_now // 5
-        known = after(known, [some(0, listed_now)] * 2, NOW + hour * HOUR)
-    assert stays(known) == some(0, 100)
-    known = after(known, [some(0, 96)] * 2, NOW)
-    assert {user for user in stays(known) if known[user].missing_since is None} == some(0, 96)
-
-
 def stays(known: Known) -> set[str]:
     return {user for user, each in known.items() if each.left_at is None}
 

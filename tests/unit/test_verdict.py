@@ -24,11 +24,11 @@ from tests.support.builders import (
     fence,
     flow,
     numbered,
+    replay,
     snapshot,
     span,
     states,
 )
-from tests.support.replay import replay
 
 TICK = dt.timedelta(microseconds=1)
 TWENTY = numbered(1, 20)
