@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from etl.cli.application import Application
 from etl.cli.notify import receiver_problems
 from etl.cli.options import FILE, Options, shared
 from etl.cli.run import end_as, interruptible
-from etl.config import Schedule, Settings, TargetList
+from etl.config import GatewaySettings, Schedule, Settings, TargetList
 from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError, SchemaMismatch, UsageError
 from etl.gateway import Recorder
@@ -99,8 +100,11 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     for org in sorted(organisations(schedules)):
         result = _tried(f"roster {org}", partial(_roster, app, org, users))
         yield result._replace(ok=result.ok and bool(users[org]))
+    schedules = [schedule.with_users(users) for schedule in schedules]
+    for schedule in schedules:
+        yield CheckResult(f"load of {schedule.name}", True, _load(len(schedule.targets), app.settings.gateway))
     seen: list[tuple[Target, str]] = []
-    yield from _targets(app, TargetList.union([each.with_users(users).targets for each in schedules]), seen)
+    yield from _targets(app, TargetList.union([schedule.targets for schedule in schedules]), seen)
     if seen and app.details(schedules) is not None:
         yield _tried("details", lambda: _detail(app, *seen[0]))
 
@@ -109,6 +113,18 @@ def _counted(schedules: Sequence[Schedule]) -> str:
     targets = TargetList.union([schedule.targets for schedule in schedules])
     rosters = sorted({str(roster) for schedule in schedules for roster in schedule.rosters})
     return f"{len(schedules)} with {counted(len(targets), 'target')}{''.join(f', and {each}' for each in rosters)}"
+
+
+def _load(requests: int, gateway: GatewaySettings) -> str:
+    """What a run over so many targets asks of the gateway."""
+    most = gateway.requests_per_second or math.inf
+    took = {ms: max(math.ceil(requests / gateway.concurrency) * ms / 1000, requests / most) for ms in (20, 200)}
+    rate = min(gateway.concurrency / 0.020, most, requests)
+    return (
+        f"a run asks {counted(requests, 'request')} and one more for each list that has changed, at most "
+        f"{gateway.concurrency} at once and {rate:,.0f} a second; {took[20]:.1f} s where an answer takes 20 ms, "
+        f"{took[200]:.1f} s where it takes 200 ms"
+    )
 
 
 def _database(app: Application) -> CheckResult:

@@ -22,7 +22,7 @@ from etl.gateway import calls, rosters
 from etl.gateway.answer import RawAnswer, read_detail, read_snapshot
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
-from etl.gateway.errors import RENEWING, Hidden, excerpt, retry_after_seconds, status_error
+from etl.gateway.errors import RENEWING, SLOWING, Hidden, excerpt, retry_after_seconds, status_error
 from etl.gateway.recording import Exchange
 from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, retry_until_deadline
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
@@ -123,6 +123,11 @@ class Gateway:
     def clock_skew(self) -> dt.timedelta | None:
         """How far the gateway's clock was ahead of ours in its latest answer; None: not known yet."""
         return self._gateway_clock.skew
+
+    @property
+    def slowed_seconds(self) -> float:
+        """How long requests have waited so far because the gateway had too much to do."""
+        return self._pace.slowed_seconds
 
     def close(self) -> None:
         """Ends what is under way (with Interrupted), and closes all connections."""
@@ -275,8 +280,11 @@ class Gateway:
         except GatewayError as error:
             if reply:
                 error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
+            if error.code in SLOWING:
+                self._pace.slow_down(error.retry_after_seconds)
             self._exchanged(Exchange(request, call.attempts, time.monotonic() - began, reply, error.code))
             raise
+        self._pace.answered()
         self._exchanged(Exchange(request, call.attempts, time.monotonic() - began, reply, None))
         return content
 

@@ -114,6 +114,8 @@ def _reason(causes: list[BaseException]) -> str:
 Quote = Callable[[bytes | str], str]
 
 RENEWING: Final = frozenset({"http_401", "1203"})
+SLOWING: Final = frozenset({"http_429", "http_503"})
+"""The gateway has too much to do: one pause for all requests."""
 _HICCUPS: Final = frozenset({62109, 99500})
 _RETRIED_TOKEN_CODES: Final = frozenset({1001, 1005})
 _TOKEN_CODES: Final = frozenset({1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204})

@@ -19,39 +19,66 @@ from etl.gateway.errors import CERTIFICATE, http_date
 T = TypeVar("T")
 
 RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
+_FIRST_PAUSE_SECONDS: Final = 0.2
+_LONGEST_PAUSE_SECONDS: Final = 60.0
+_TOO_LOW: Final = "[gateway] requests_per_second is too low for its concurrency"
 _BUCKETS: Final = 4096
 _CORRECTED_BACK_MS: Final = 60_000
 _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 class RequestPacing:
-    """Limits the requests per second of all threads together, evenly spaced; 0 means no limit."""
+    """Limits the requests of all threads together: so many a second, evenly spaced (0: no limit), and none while the
+    gateway has asked to be left alone."""
 
     def __init__(self, requests_per_second: float) -> None:
         self._interval = 1 / requests_per_second if requests_per_second > 0 else 0.0
         self._lock = threading.Lock()
-        self._next = 0.0
+        self._next = self._quiet_until = 0.0
+        self._pause = _FIRST_PAUSE_SECONDS
+        self.slowed_seconds = 0.0
+        """How long all requests together have waited because the gateway asked for it."""
 
     def wait_for_turn(self, deadline: Deadline) -> None:
         """Waits for this request's turn; raises if the deadline would pass before it, or a stop comes."""
-        if self._interval:
+        if self._interval or self._quiet_until > time.monotonic():
             deadline.pause(self._seconds_to_turn(deadline))
         deadline.check()
+
+    def slow_down(self, asked_seconds: float | None) -> None:
+        """The gateway had too much to do: nobody asks for as long as it says (None: each time twice as long as before,
+        until something is answered)."""
+        with self._lock:
+            now = time.monotonic()
+            if asked_seconds is None and now < self._quiet_until:
+                return  # it was sent before the pause
+            until = now + min(self._pause if asked_seconds is None else asked_seconds, _LONGEST_PAUSE_SECONDS)
+            self.slowed_seconds += max(0.0, until - max(now, self._quiet_until))
+            self._quiet_until = max(until, self._quiet_until)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+
+    def answered(self) -> None:
+        """The gateway answers: the next pause is short again."""
+        self._pause = _FIRST_PAUSE_SECONDS
 
     def _seconds_to_turn(self, deadline: Deadline) -> float:
         with self._lock:
             now = time.monotonic()
-            turn = max(now, self._next)
+            turn = max(now, self._next, self._quiet_until)
             if turn >= deadline.ends_at:
-                error = GatewayUnreachable(
-                    f"no turn within the deadline of {deadline.seconds:g} s: [gateway] requests_per_second is too low"
-                    " for its concurrency",
-                    code="deadline",
-                )
-                error.gateway_down_evidence = False
-                raise error
+                raise _no_turn(deadline, asked=self._quiet_until >= deadline.ends_at)
             self._next = turn + self._interval
         return turn - now
+
+
+def _no_turn(deadline: Deadline, *, asked: bool) -> GatewayUnreachable:
+    error = GatewayUnreachable(
+        f"no turn within the deadline of {deadline.seconds:g} s: "
+        + ("the gateway asks for a longer pause" if asked else _TOO_LOW),
+        code="http_429" if asked else "deadline",
+    )
+    error.gateway_down_evidence = asked
+    return error
 
 
 def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:

@@ -46,7 +46,7 @@ def run(
     Raises DatabaseUnreachable if the database has gone for good: whatever was applied stays, and the next run declares
     this one dead.
     """
-    began, began_at = time.monotonic(), clock()
+    began, began_at, slowed = time.monotonic(), clock(), context.gateway.slowed_seconds
     run_id = context.store.begin_run(new_run, began_at, targets)
     if run_id is None:
         return None
@@ -70,7 +70,7 @@ def run(
         targets=len(targets),
         tally=tally,
         details=fetched_details,
-        notes=_notes(tally),
+        notes=_notes(tally, context.gateway.slowed_seconds - slowed),
     )
 
 
@@ -238,8 +238,10 @@ def _heartbeat(context: RunContext, run_id: int) -> Iterator[None]:
         yield
 
 
-def _notes(tally: Tally) -> tuple[str, ...]:
+def _notes(tally: Tally, slowed_seconds: float) -> tuple[str, ...]:
     notes = []
+    if slowed_seconds > 0:
+        notes.append(f"the gateway had too much to do, so all requests together paused for {slowed_seconds:.1f} s")
     if tally.unknown_cycles:
         named = ", ".join(sorted(map(repr, tally.unknown_cycles))[:5])
         notes.append(f"EnOS sent a cycle that its documentation does not name: {named}; stored as it is")

@@ -108,6 +108,8 @@ class Upstream:
 class Session:
     """The gateway client of one run, with a log of its answers. ``meanwhile`` happens at its first request."""
 
+    slowed_seconds = 0.0
+
     def __init__(
         self,
         upstream: Upstream,

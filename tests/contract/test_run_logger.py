@@ -117,6 +117,8 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
     """Here it is a fault of our own, in a thread that asks."""
 
     class Faulty:
+        slowed_seconds = 0.0
+
         def fetch(
             self,
             target: Target,

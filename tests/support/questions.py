@@ -37,6 +37,7 @@ class Upstream:
         self.asked: Counter[Target] = Counter()
         self.stop = threading.Event()
         self.clock: Callable[[], dt.datetime] = now
+        self.slowed_seconds = 0.0
 
     def fetch(
         self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None

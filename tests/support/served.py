@@ -45,6 +45,8 @@ class Clock:
 class Gateway:
     """A gateway with one list for all, observed by the given clock. It calls ``asked`` with each target first."""
 
+    slowed_seconds = 0.0
+
     def __init__(self, clock: Clock, asked: Callable[[Target], object] = lambda target: None) -> None:
         self.clock = clock
         self.asked = asked

@@ -15,8 +15,9 @@ import pytest
 
 from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Interrupted, Malformed, PermanentGatewayError
-from etl.gateway import Gateway
-from etl.gateway.deadline import Handle, Watchdog
+from etl.gateway import Gateway, timing
+from etl.gateway.deadline import Deadline, Handle, Watchdog
+from etl.gateway.timing import RequestPacing
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, at_once, failure, gateway, one_exchange, settings_for
 from tests.support.hostile import Hostile, Peer, Step, answer, chunked, code, flows, http, then
 
@@ -257,7 +258,68 @@ def test_closing_ends_what_is_under_way() -> None:
             client.fetch(TARGET)
 
 
-# The limit of our own
+# Limits
+
+
+class _Turns:
+    """Turns of a pacing that nobody waits for: each deadline notes how long its thread would have waited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.waited: list[float] = []
+        self.pacing = RequestPacing(0)
+        self._watchdog = Watchdog(threading.Event())
+        monkeypatch.setattr(timing.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(Deadline, "pause", lambda deadline, seconds: self.waited.append(round(seconds, 3)))
+
+    def next(self, within_seconds: float = 100.0) -> float:
+        self.waited.clear()
+        self.pacing.wait_for_turn(self._watchdog.watch(within_seconds))
+        return sum(self.waited)
+
+
+def test_a_gateway_with_too_much_to_do_gets_one_pause_of_all_requests_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = _Turns(monkeypatch)
+    assert turns.next() == 0
+    for _ in range(16):
+        turns.pacing.slow_down(None)  # one refusal of each request that was under way
+    assert [turns.next() for _ in range(3)] == [0.2] * 3
+    assert turns.pacing.slowed_seconds == pytest.approx(0.2)
+
+
+def test_each_pause_is_twice_as_long_until_something_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, pauses = _Turns(monkeypatch), []
+    for _ in range(10):
+        turns.pacing.slow_down(None)
+        pauses.append(turns.next())
+        turns.now += pauses[-1] + 1
+    assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60]
+    turns.pacing.answered()
+    turns.pacing.slow_down(None)
+    assert turns.next() == 0.2
+
+
+def test_a_pause_that_the_gateway_asks_for_is_kept_and_one_beyond_the_deadline_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = _Turns(monkeypatch)
+    turns.pacing.slow_down(7)
+    turns.pacing.slow_down(3)
+    assert turns.next() == 7
+    turns.pacing.slow_down(9999)
+    assert turns.next() == 60, "as long as a target may take, whatever it asks"
+    with pytest.raises(GatewayUnreachable, match="asks for a longer pause") as caught:
+        turns.next(within_seconds=5)
+    assert (caught.value.code, caught.value.gateway_down_evidence) == ("http_429", True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_gateway_says_how_long_it_was_slowed(status: int) -> None:
+    with Hostile(http("", status), answer()) as server, gateway(server) as client:
+        client.fetch(TARGET)
+        slowed = client.slowed_seconds
+        client.fetch(TARGET)
+    assert slowed == client.slowed_seconds == pytest.approx(0.2, abs=0.001)
 
 
 def test_requests_per_second_spaces_the_requests_of_all_threads() -> None:
