@@ -53,7 +53,8 @@ FILES = {
     "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time coverage_gap_seconds:int?",
     "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts doubted:doubts data_hash:hash",
     "details": "org_id:text flow_id:text run_id:int asked_at:time observed_at:time update_user:text? update_time:text? "
-    "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? detail_hash:hash",
+    "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? "
+    "enos_timezone:text? detail_hash:hash",
     "org_events": "run_id:int org_id:text flow_id:text kind:text user_id:text? old_name:text? "
     "new_name:text? old_cycle:text? new_cycle:text? old_editable:bool? new_editable:bool? last_unchanged_at:time? "
     "observed_at:time users_before:int users_after:int proven_for_all:bool unheard:int decided_at:time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import os
 import tomllib
@@ -21,6 +22,7 @@ from etl.cli.notify import receiver_problems
 from etl.cli.options import FILE, Options, shared
 from etl.cli.run import end_as, interruptible
 from etl.config import GatewaySettings, Schedule, Settings, TargetList
+from etl.domain.answers import zone_of
 from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError, SchemaMismatch, UsageError
 from etl.gateway import Recorder
@@ -30,6 +32,8 @@ from etl.system import disk
 from etl.system.clock import utc_now
 
 _DETAIL_SECONDS: Final = 60.0
+_TIMEZONE_SECONDS: Final = 10.0
+_NONE: Final = dt.timedelta(0)
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at any time, to bound memory."""
 
@@ -96,6 +100,7 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     yield (token := _tried("token", lambda: str(app.gateway.check_token())))
     if not token.ok:
         return
+    yield _timezone(app)
     users: dict[str, frozenset[str]] = {}
     for org in sorted(organisations(schedules)):
         result = _tried(f"roster {org}", partial(_roster, app, org, users))
@@ -166,6 +171,25 @@ def _signing(app: Application) -> str:
 def _timestamp(url: str) -> str:
     stamp = signing.timestamps_by(url)(b"flowtrail check")
     return f"{url} answers; its clock says {stamp.at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _timezone(app: Application) -> CheckResult:
+    """EnOS need not say its time zone; a setting that disagrees is a problem."""
+    try:
+        said = app.gateway.timezone(_TIMEZONE_SECONDS)
+    except GatewayError as error:
+        known = "as the setting says" if app.enos_zone else "not known, and EnOS's times are not compared"
+        return CheckResult("timezone", True, f"{known}: EnOS does not say its own, {error} ({error.code})")
+    if app.enos_zone is None:
+        return CheckResult("timezone", True, f"{said}, as EnOS says; [gateway] enos_timezone is not set")
+    here, theirs = utc_now().astimezone(app.enos_zone), utc_now().astimezone(zone_of(said)).utcoffset()
+    standard = (here.utcoffset() or _NONE) - (here.dst() or _NONE)
+    name = app.settings.gateway.enos_timezone
+    if theirs not in (here.utcoffset(), standard):
+        return CheckResult(
+            "timezone", False, f"EnOS says {said}, and [gateway] enos_timezone says {name}: set it right"
+        )
+    return CheckResult("timezone", True, f"{name}, {said} as EnOS says")
 
 
 def _roster(app: Application, org: str, users: dict[str, frozenset[str]]) -> str:

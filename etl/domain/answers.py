@@ -3,8 +3,8 @@
 An answer's ``data`` is kept compressed, by its hash, and only once.
 
 A detail only proves what EnOS said at that moment: somebody may have updated the workflow again between the change and
-the request. If the time zone of EnOS's server is configured, ``update_time`` is compared with the interval in which the
-change lies:
+the request. If the time zone of EnOS's server is configured, or EnOS said it, ``update_time`` is compared with the
+interval in which the change lies:
 
 | ``update_time`` is | shown as |
 |---|---|
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import re
 import zlib
 from collections.abc import Callable
 from typing import Final
@@ -26,6 +27,8 @@ import msgspec
 ENCODING: Final = "zlib"
 _LONGEST: Final = 2**31
 _SECOND: Final = dt.timedelta(seconds=1)
+_FARTHEST: Final = dt.timedelta(hours=14)
+"""No place on earth is farther from Greenwich."""
 
 
 class KeptAnswer(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +82,8 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     active: int | None
     type: int | None
     locked: bool | None
+    enos_timezone: str | None = None
+    """The zone of EnOS's clock as it said in the same run, such as "GMT+8"; None where it did not say."""
     detail_hash: str
     """SHA-256 (hex) of the bytes of ``data`` as they came."""
     body: bytes
@@ -90,6 +95,7 @@ def sentence(
     update_time: str | None,
     old_freq: str | None,
     new_freq: str | None,
+    enos_timezone: str | None,
     interval: tuple[dt.datetime | None, dt.datetime],
     zone: dt.tzinfo | None,
     in_words: Callable[[str], str] = "`{}`".format,
@@ -98,7 +104,7 @@ def sentence(
     parts = []
     if update_user or update_time:
         by, at = f" by {update_user}" if update_user else "", f" at {update_time}" if update_time else ""
-        parts.append(f"last updated{by}{at}{_relation(update_time, interval, zone)}")
+        parts.append(f"last updated{by}{at}{_relation(update_time, interval, zone or zone_of(enos_timezone))}")
     if new_freq and old_freq and old_freq != new_freq:
         parts.append(f"cron {in_words(new_freq)}, was {in_words(old_freq)}")
     elif new_freq:
@@ -114,6 +120,16 @@ def _relation(update_time: str | None, interval: tuple[dt.datetime | None, dt.da
     if at > until:
         return " (after this change was seen)"
     return " (before this change)" if since is not None and at + _SECOND <= since else ""
+
+
+def zone_of(name: str | None) -> dt.tzinfo | None:
+    """EnOS's ``GMT+8`` as a time zone; None for anything that is none, such as ``GMT+25``."""
+    found = re.fullmatch(r"GMT(?:([+-])(\d{1,2})(?::?([0-5]\d))?)?", name or "", re.ASCII)
+    if found is None:
+        return None
+    sign, hours, minutes = found.groups(default="0")
+    offset = dt.timedelta(hours=int(hours), minutes=int(minutes))
+    return dt.timezone(-offset if sign == "-" else offset) if offset <= _FARTHEST else None
 
 
 def moment(text: str, zone: dt.tzinfo) -> dt.datetime | None:

@@ -60,7 +60,7 @@ EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "hold_event": (*Target._fields, "run_id", "kind", "at", "flow_ids", "doubted", "data_hash"),
     "workflow_detail": (
         *("org_id", "flow_id", "run_id", "asked_at", "observed_at", "update_user", "update_time", "creator"),
-        *("create_time", "owner", "freq", "active", "type", "locked", "detail_hash"),
+        *("create_time", "owner", "freq", "active", "type", "locked", "enos_timezone", "detail_hash"),
     ),
     "org_event": (
         *("run_id", "org_id", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),

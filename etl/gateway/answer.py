@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from etl.domain.answers import Detail
+from etl.domain.answers import Detail, zone_of
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
@@ -91,11 +91,16 @@ class _Detail(msgspec.Struct, rename="camel", gc=False):
     locked: bool | None = None
 
 
+class _Timezone(msgspec.Struct):
+    timezone: str
+
+
 _envelopes = msgspec.json.Decoder(_RawEnvelope)
 _lists = msgspec.json.Decoder(list[_Item])
 _full_lists = msgspec.json.Decoder(list[_FullItem])
 _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 _details = msgspec.json.Decoder(_Detail)
+_timezones = msgspec.json.Decoder(_Timezone)
 
 
 class RawAnswer(NamedTuple):
@@ -282,6 +287,18 @@ def read_detail(org_id: str, flow_id: str, answered: RawAnswer, api: Api) -> Det
         detail_hash=envelope.data_hash,
         body=bytes(envelope.data),
     )
+
+
+def read_timezone(answered: RawAnswer, api: Api) -> str:
+    """The zone of EnOS's clock, as it says: "GMT+8". Raises by the error code, or Malformed."""
+    envelope = read_envelope("Get Timezone", answered.reply.body, answered.quote, api)
+    try:
+        said = _timezones.decode(envelope.data).timezone
+    except (ValueError, RecursionError) as error:
+        raise malformed("Get Timezone", place_of(error)) from None
+    if zone_of(said) is None:
+        raise malformed("Get Timezone", f"{answered.quote(said)} is no zone such as GMT+8")
+    return said
 
 
 def as_integer(raw: msgspec.Raw | None) -> int | None:

@@ -3,14 +3,14 @@
 | | ``v2.1`` | ``v2.0`` |
 |---|---|---|
 | EnOS | 2.1.2 and later | before 2.1.2, and EnOS Edge |
-| path | ``/batch-processing-service/v2.1/flows`` | ``/dataflow-batch-service/v2.0/flows`` |
+| path | ``/batch-processing-service/v2.1`` | ``/dataflow-batch-service/v2.0`` |
 | path of the roster | ``/app-portal-service/v2.2/user/organization/roster`` | the same, ``v2.0`` |
 | parameter of the search | ``expression`` | ``searchValue`` |
 | success | ``code`` is 0 | ``status`` is 0, and a ``code``, if any, is 0 |
 | names in an item | ``flowId``, ``flowName`` | the same, or ``flow_id``, ``flow_name`` (EnOS Edge) throughout |
 
-Source: EnOS API documentation, "Get My Flow" and "Get Organization User List" of both versions, and of EnOS Edge;
-"Get Access Token" and "Signature".
+Source: EnOS API documentation, "Get My Flow", "Get Timezone" and "Get Organization User List" of both versions, and of
+EnOS Edge; "Get Access Token" and "Signature".
 """
 
 from __future__ import annotations
@@ -31,22 +31,27 @@ class Api(NamedTuple):
     """One column of the table above."""
 
     version: ApiVersion
-    path: str
+    service: str
     search: str
     roster_path: str
     is_older: bool = False
+
+    @property
+    def flows(self) -> str:
+        """The path of the calls about workflows."""
+        return f"{self.service}/flows"
 
 
 APIS: Final[Mapping[ApiVersion, Api]] = {
     "v2.1": Api(
         "v2.1",
-        path="/batch-processing-service/v2.1/flows",
+        service="/batch-processing-service/v2.1",
         search="expression",
         roster_path="/app-portal-service/v2.2/user/organization/roster",
     ),
     "v2.0": Api(
         "v2.0",
-        path="/dataflow-batch-service/v2.0/flows",
+        service="/dataflow-batch-service/v2.0",
         search="searchValue",
         roster_path="/app-portal-service/v2.0/user/organization/roster",
         is_older=True,
@@ -54,7 +59,7 @@ APIS: Final[Mapping[ApiVersion, Api]] = {
 }
 LATEST: Final = APIS["v2.1"]
 
-Call = Literal["details", "flows", "roster", "token"]
+Call = Literal["details", "flows", "roster", "timezone", "token"]
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 ROSTER_PAGE: Final = 1000
@@ -104,13 +109,19 @@ def my_flows(api: Api, target: Target) -> Request:
     asked = {"action": "getMyFlow", "orgId": target.org_id, "userId": target.user_id}
     if target.expression:
         asked[api.search] = target.expression
-    return Request("flows", "GET", api.path, dict(sorted(asked.items())), target[:2])
+    return Request("flows", "GET", api.flows, dict(sorted(asked.items())), target[:2])
 
 
 def flow(api: Api, org_id: str, flow_id: str, user_id: str) -> Request:
     """*Get Flow*, as a user who sees it."""
     asked = {"action": "get", "flowId": flow_id, "orgId": org_id, "userId": user_id}
-    return Request("details", "GET", api.path, asked, (org_id, flow_id))
+    return Request("details", "GET", api.flows, asked, (org_id, flow_id))
+
+
+def timezone(api: Api) -> Request:
+    """*Get Timezone*, of the server; no organisation and no user."""
+    path = f"{api.service}/time"
+    return Request("timezone", "GET", path, {"action": "getTimeZone"}, path)
 
 
 def roster_page(api: Api, org_id: str, page: int) -> Request:

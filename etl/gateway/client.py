@@ -19,7 +19,7 @@ from etl.domain.answers import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, TransientGatewayError
 from etl.gateway import calls, rosters
-from etl.gateway.answer import RawAnswer, read_detail, read_snapshot
+from etl.gateway.answer import RawAnswer, read_detail, read_snapshot, read_timezone
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import RENEWING, SLOWING, Hidden, excerpt, retry_after_seconds, status_error
@@ -167,6 +167,12 @@ class Gateway:
         request = calls.flow(self._api, org_id, flow_id, user_id)
         with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
             return self._run(_Call(request, read, deadline))
+
+    def timezone(self, within_seconds: float) -> str:
+        """The zone of EnOS's clock, as it says, such as "GMT+8". Raises GatewayError, or Interrupted."""
+        request = calls.timezone(self._api)
+        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
+            return self._run(_Call(request, lambda answered: read_timezone(answered, self._api), deadline))
 
     def roster(self, org_id: str) -> frozenset[str]:
         """The ids of all users of an organisation, within ``deadline`` for all pages. Raises GatewayError, or

@@ -186,6 +186,7 @@ class _Change(NamedTuple):
     update_time: str | None
     old_freq: str | None
     new_freq: str | None
+    enos_timezone: str | None
 
     def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = quoted(self.old_name if self.kind == "removed" else self.new_name)
@@ -222,6 +223,7 @@ class _Event(NamedTuple):
     update_time: str | None
     old_freq: str | None
     new_freq: str | None
+    enos_timezone: str | None
 
     def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = quoted(self.new_name or self.old_name)
@@ -237,7 +239,7 @@ class _Event(NamedTuple):
 
 def _detail_of(of: _Change | _Event, zone: dt.tzinfo | None) -> str:
     """What EnOS said about it, if it was asked; ``zone``: EnOS's."""
-    detail = ChangeDetail(of.update_user, of.update_time, of.old_freq, of.new_freq)
+    detail = ChangeDetail(*(getattr(of, name) for name in ChangeDetail._fields))
     text = sentence(*detail, (of.last_unchanged_at, of.observed_at), zone, _schedule)
     return f"; {cut(text)}" if text else ""
 
@@ -339,7 +341,7 @@ def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElem
     """The columns of ChangeDetail: what EnOS said about a changed workflow at the end of the run."""
     detail = workflow_detail
     mine = (detail.c.org_id == org_id, detail.c.flow_id == flow_id, detail.c.run_id == run_id)
-    columns = (detail.c.update_user, detail.c.update_time, freq_before(detail), detail.c.freq)
+    columns = (detail.c.update_user, detail.c.update_time, freq_before(detail), detail.c.freq, detail.c.enos_timezone)
     return [
         select(column).select_from(detail).where(*mine).limit(1).scalar_subquery().label(name)
         for name, column in zip(ChangeDetail._fields, columns, strict=True)

@@ -25,6 +25,7 @@ class ChangeDetail(NamedTuple):
     update_time: str | None = None
     old_freq: str | None = None
     new_freq: str | None = None
+    enos_timezone: str | None = None
 
 
 NOTHING: Final = ChangeDetail()
@@ -37,13 +38,14 @@ def schedule_in_words(freq: str) -> str:
 
 
 def detail_sentence(detail: ChangeDetail, since: dt.datetime | None, until: dt.datetime, zone: dt.tzinfo | None) -> str:
-    """What EnOS said beside a change between ``since`` and ``until``; "" where it said nothing. ``zone``: EnOS's."""
+    """What EnOS said beside a change between ``since`` and ``until``; "" where it said nothing. ``zone``: EnOS's, if
+    it is configured; else that which EnOS said counts."""
     return sentence(*detail, (since, until), zone, schedule_in_words)
 
 
 def event_detail_sentence(event: OrgWorkflowEvent, zone: dt.tzinfo | None) -> str:
     """The same of an organisation's event."""
-    detail = ChangeDetail(event.update_user, event.update_time, event.old_freq, event.new_freq)
+    detail = ChangeDetail(*(getattr(event, name) for name in ChangeDetail._fields))
     return detail_sentence(detail, event.last_unchanged_at, event.observed_at, zone)
 
 
@@ -97,6 +99,7 @@ _COLUMNS: Final = (
     workflow_detail.c.update_time,
     freq_before(workflow_detail),
     workflow_detail.c.freq,
+    workflow_detail.c.enos_timezone,
 )
 
 

@@ -157,6 +157,7 @@ class OrgWorkflowEvent(NamedTuple):
     update_time: str | None
     old_freq: str | None
     new_freq: str | None
+    enos_timezone: str | None
 
 
 class ListDifference(NamedTuple):

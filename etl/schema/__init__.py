@@ -187,6 +187,7 @@ workflow_detail: Final = table(
     optional(Text, "update_user", "update_time", "creator", "create_time", "owner", "freq"),
     optional(Integer, "active", "type"),
     optional(Boolean, "locked"),
+    optional(Text, "enos_timezone"),
     required(Text, "detail_hash"),
     optional(LargeBinary, "body"),
 )

@@ -25,6 +25,7 @@ from etl.sync.result import Details
 
 _REMEDY: Final = "what is missing is asked for with its next change; docs/enos.md says what each code means"
 _CODES_REPORTED: Final = 5
+_TIMEZONE_SECONDS: Final = 5.0
 
 
 class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +57,14 @@ def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> D
     return done
 
 
+def _timezone(context: RunContext, give_up_at: float) -> str | None:
+    """The zone of EnOS's clock, as it says; None where it does not."""
+    try:
+        return context.gateway.timezone(max(0.0, min(_TIMEZONE_SECONDS, give_up_at - time.monotonic())))
+    except (GatewayError, Interrupted):
+        return None
+
+
 def _fetch(context: RunContext, run_id: int, limits: DetailLimits, changed: Sequence[Changed]) -> Details:
     """Ask in groups of as many as may be in flight; each group is written when it has come."""
     give_up_at = time.monotonic() + limits.within.total_seconds()
@@ -76,12 +85,13 @@ def _fetch(context: RunContext, run_id: int, limits: DetailLimits, changed: Sequ
         breaker.saw(None)
         return detail
 
+    timezone = _timezone(context, give_up_at) if changed else None
     kept, codes, left_out, size = 0, Counter[str](), 0, context.in_flight
     for group in (changed[start : start + size] for start in range(0, len(changed), size)):
         work = [context.fetchers.submit(contextvars.copy_context().run, ask, one) for one in group]
         wait(work)
         answers = [each.result() for each in work]
-        found = [each for each in answers if isinstance(each, Detail)]
+        found = [msgspec.structs.replace(each, enos_timezone=timezone) for each in answers if isinstance(each, Detail)]
         if found:
             context.store.add_details(run_id, found, keep_body=limits.keep_body)
         kept += len(found)

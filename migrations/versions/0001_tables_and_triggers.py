@@ -496,6 +496,7 @@ def workflow_detail() -> None:
         number("active", big=False, null=True),
         number("type", big=False, null=True),
         boolean("locked", null=True),
+        text("enos_timezone", null=True),
         text("detail_hash"),
         sa.Column("body", sa.LargeBinary(), nullable=True),
         primary("workflow_detail", "id"),

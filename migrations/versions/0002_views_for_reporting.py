@@ -123,7 +123,7 @@ SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cyc
        (SELECT p.freq FROM workflow_detail p
         WHERE p.id = (SELECT max(earlier.id) FROM workflow_detail earlier
                       WHERE earlier.org_id = d.org_id AND earlier.flow_id = d.flow_id AND earlier.id < d.id)
-       ) AS old_freq, d.freq AS new_freq
+       ) AS old_freq, d.freq AS new_freq, d.enos_timezone
 FROM org_event e
 LEFT JOIN run_seal s ON s.run_id = e.run_id
 LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run
@@ -167,7 +167,7 @@ JOIN org_flow f ON f.org_id = l.org_id AND f.flow_id = l.flow_id
 
 WORKFLOW_DETAIL_LATEST = """
 SELECT d.org_id, d.flow_id, d.run_id, d.asked_at, d.observed_at, d.update_user, d.update_time, d.creator, d.create_time,
-       d.owner, d.freq, d.active, d.type, d.locked, d.detail_hash
+       d.owner, d.freq, d.active, d.type, d.locked, d.enos_timezone, d.detail_hash
 FROM workflow_detail d
 WHERE d.id = (SELECT max(latest.id) FROM workflow_detail latest
               WHERE latest.org_id = d.org_id AND latest.flow_id = d.flow_id)
@@ -299,6 +299,7 @@ COLUMNS = {
         "active": "0: paused, 1: started",
         "type": "0: manual, 1: periodic, 2: temporary",
         "locked": "whether it is locked, as EnOS said",
+        "enos_timezone": "the time zone of its clock, as it said then, such as GMT+8; null where it did not say",
         "detail_hash": "SHA-256 (hex) of what EnOS said",
     },
     "target_health": _LIST
@@ -343,6 +344,7 @@ COLUMNS = {
         "update_time": "when, by the clock of EnOS, as it was said",
         "old_freq": "its schedule as EnOS had said it before, a Quartz cron expression; null where it was never asked",
         "new_freq": "its schedule as EnOS said it then",
+        "enos_timezone": "the time zone of its clock, as it said then, such as GMT+8; null where it did not say",
     },
     "org_workflow": _STORY
     | {

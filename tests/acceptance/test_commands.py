@@ -194,6 +194,36 @@ def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> 
     assert ["62101" in each["said"] for each in found if not each["ok"]] == [True]
 
 
+@pytest.mark.parametrize(
+    ("says", "setting", "ok", "said"),
+    [
+        ("GMT+8", "", True, "GMT+8, as EnOS says"),
+        ("GMT+8", "Asia/Shanghai", True, "Asia/Shanghai, GMT+8 as EnOS says"),
+        ("GMT+1", "Europe/Berlin", True, "Europe/Berlin, GMT+1 as EnOS says"),
+        ("GMT+8", "Europe/Berlin", False, "EnOS says GMT+8, and [gateway] enos_timezone says Europe/Berlin"),
+        ("GMT+25", "", True, "not known"),
+        (None, "Asia/Shanghai", True, "as the setting says: EnOS does not say its own"),
+    ],
+)
+def test_check_compares_the_time_zone_that_enos_says_with_the_setting(
+    flowtrail: Program, gateway: LocalGateway, says: str | None, setting: str, ok: bool, said: str
+) -> None:
+    gateway.timezone = says
+    flowtrail.configure(gateway=f'enos_timezone = "{setting}"')
+    done = flowtrail("check", "--json")
+    (found,) = (each for each in json.loads(done.stdout) if each["what"] == "timezone")
+    assert (found["ok"], done.returncode == 0) == (ok, ok)
+    assert said in found["said"]
+
+
+def test_check_says_what_a_run_asks_of_the_gateway(flowtrail: Program) -> None:
+    flowtrail.configure(gateway="concurrency = 2\nrequests_per_second = 10")
+    found = {each["what"]: each["said"] for each in json.loads(flowtrail("check", "--json").stdout)}
+    (load,) = (said for what, said in found.items() if what.startswith("load of"))
+    assert "asks 2 requests and one more for each list that has changed, at most 2 at once and 2 a second" in load
+    assert load.endswith("0.2 s where an answer takes 20 ms, 0.2 s where it takes 200 ms")
+
+
 @pytest.mark.parametrize("command", ["sync", "status", "flows", "serve", "changes"])
 def test_a_missing_database_is_exit_3_without_a_password(flowtrail: Program, command: str) -> None:
     flowtrail.database_url = "postgresql+psycopg://flowtrail:hush-hush@127.0.0.1:9/flowtrail"

@@ -16,7 +16,7 @@ from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
 from etl.notify.digest import digest_of
-from etl.report.details import details_of_changes, details_of_flow, states_with_details
+from etl.report.details import detail_sentences, details_of_changes, details_of_flow, states_with_details
 from etl.report.listings import CHANGES, EVENTS, HISTORY
 from etl.report.workflow_page import user_changes
 from etl.store import Store
@@ -79,8 +79,8 @@ def test_details_stand_beside_the_change_and_the_latest_have_a_view(house: Detai
     with reading(house.engine) as connection:
         details, answers = details_of_changes(connection, events), details_of_flow(connection, "3", ORG)
     said = {(event.flow_id, event.new_cycle): each for event, each in zip(events, details, strict=True)}
-    assert said["3", "H"][2:] == (None, "0 0 * * * ? *")
-    assert said["3", "W"][2:] == ("0 0 * * * ? *", "0 0 0 ? * 2 *")
+    assert said["3", "H"][2:] == (None, "0 0 * * * ? *", None)
+    assert said["3", "W"][2:4] == ("0 0 * * * ? *", "0 0 0 ? * 2 *")
     assert said["4", "W"][:1] == ("updater-1",)
     assert [each.freq for each in answers] == ["0 0 0 ? * 2 *", "0 0 * * * ? *"], "the newest first"
     assert house.rows("SELECT flow_id, freq FROM workflow_detail_latest ORDER BY flow_id") == [
@@ -118,6 +118,22 @@ def test_an_event_rests_on_the_later_answers_of_its_run_too(house: DetailHouse) 
     with reading(house.engine) as connection:
         [event] = EVENTS.page(connection, 9, org=ORG)
         assert [each.user_id for each in user_changes(connection, [event])[event.event_id]] == [*USERS]
+
+
+@pytest.mark.parametrize(("says", "kept"), [("GMT+8", "GMT+8"), ("GMT+25", None), (8, None), (None, None)])
+def test_a_detail_has_the_time_zone_that_enos_says_and_nothing_where_it_says_none(
+    house: DetailHouse, says: object, kept: str | None
+) -> None:
+    house.upstream.timezone = says
+    house.upstream.updates[ORG, "3"] = {"updateTime": "2019-01-01 10:00:00.0"}
+    house.world.set_cycle(ORG, "3", "H")
+    report = house.ask_all()
+    assert (report.status, report.details and report.details.failed) == ("succeeded", 0)
+    assert house.rows("SELECT enos_timezone FROM workflow_detail") == [(kept,)]
+    with reading(house.engine) as connection:
+        changes = list(CHANGES.rows(house.engine, kind=["cycle_changed"]))
+        (said, *_) = detail_sentences(connection, changes, None)
+    assert ("before this change" in said) == (kept is not None)
 
 
 def test_the_history_of_a_workflow_has_the_details_of_each_state(house: DetailHouse) -> None:

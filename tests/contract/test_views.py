@@ -42,12 +42,12 @@ VIEWS = {
     "users_in_gap",
     "org_workflow_event": "org_id flow_id kind user_id old_name new_name old_cycle new_cycle old_editable "
     "new_editable last_unchanged_at observed_at users_before users_after proven_for_all unheard decided_at run_id "
-    "seal_id event_id update_user update_time old_freq new_freq",
+    "seal_id event_id update_user update_time old_freq new_freq enos_timezone",
     "org_workflow_history": "org_id flow_id flow_name cycle valid_from last_unchanged_at valid_to from_kind "
     "proven_for_all",
     "org_pending": "org_id flow_id user_id waiting_since waits_for",
     "workflow_detail_latest": "org_id flow_id run_id asked_at observed_at update_user update_time creator create_time "
-    "owner freq active type locked detail_hash",
+    "owner freq active type locked enos_timezone detail_hash",
     "target_health": "org_id user_id expression versions flow_count last_observed_at consecutive_failures "
     "last_error_code last_error held_since held_workflows retired_at",
     "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",

@@ -521,7 +521,7 @@ def some_days(sign: Sign | None = None, *, copied: bool = True) -> Story:
 
 DETAIL: Row = {"org_id": "o1", "flow_id": "1", "asked_at": START, "observed_at": START + MINUTE, "update_user": "u9"}
 DETAIL |= {"update_time": "2019-07-22 08:56:58.0", "creator": None, "create_time": None, "owner": "u1;u2", "freq": None}
-DETAIL |= {"active": 1, "type": 1, "locked": False, "detail_hash": "88" * 32}
+DETAIL |= {"active": 1, "type": 1, "locked": False, "enos_timezone": "GMT+8", "detail_hash": "88" * 32}
 EVENT: Row = {"org_id": "o1", "flow_id": "1", "kind": "renamed", "user_id": None, "old_name": "one"}
 EVENT |= {"new_name": "one!", "old_cycle": "D", "new_cycle": "H", "old_editable": None, "new_editable": None}
 EVENT |= {"last_unchanged_at": START, "observed_at": START + MINUTE, "users_before": 1, "users_after": 1}

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from etl.domain.answers import Detail, moment, sentence
+from etl.domain.answers import Detail, moment, sentence, zone_of
 from etl.errors import GatewayError, Malformed, Refused
 from tests.support.gateways import gateway
 from tests.support.hostile import Hostile, Step, http
@@ -90,6 +90,7 @@ def test_a_detail_request_ends_by_its_deadline() -> None:
 
 SHANGHAI = ZoneInfo("Asia/Shanghai")
 SINCE, UNTIL = dt.datetime(2026, 11, 24, 1, tzinfo=dt.UTC), dt.datetime(2026, 11, 24, 2, tzinfo=dt.UTC)
+EARLIER = "2026-11-24 08:12:03"
 TOLD = [
     (("u1", "2026-11-24 09:12:03.0", None, None), SHANGHAI, "EnOS: last updated by u1 at 2026-11-24 09:12:03.0"),
     (("u1", "2026-11-24 08:12:03", None, None), SHANGHAI, " (before this change)"),
@@ -99,14 +100,30 @@ TOLD = [
     ((None, None, "0 0 2 * * ? *", "0 0 * * * ? *"), None, "EnOS: cron `0 0 * * * ? *`, was `0 0 2 * * ? *`"),
     ((None, None, "0 0 2 * * ? *", "0 0 2 * * ? *"), None, "EnOS: cron `0 0 2 * * ? *`"),
     ((None, None, None, None), SHANGHAI, ""),
+    (("u1", EARLIER, None, None, "GMT+8"), None, " (before this change)"),
+    (("u1", EARLIER, None, None, "GMT+25"), None, f"EnOS: last updated by u1 at {EARLIER}"),
+    (("u1", EARLIER, None, None, "GMT-5"), SHANGHAI, " (before this change)"),
 ]
 
 
 @pytest.mark.parametrize(("said", "zone", "expected"), TOLD)
 def test_details_are_attributed_to_enos(said: tuple[str | None, ...], zone: ZoneInfo | None, expected: str) -> None:
-    found = sentence(*said, (SINCE, UNTIL), zone)  # type: ignore[arg-type]
+    found = sentence(*[*said, None][:5], (SINCE, UNTIL), zone)  # type: ignore[arg-type]
     assert found.endswith(expected)
     assert ("before" in found, "after" in found) == ("before" in expected, "after" in expected)
+
+
+@pytest.mark.parametrize(
+    ("named", "hours"),
+    [("GMT+8", 8), ("GMT-3", -3), ("GMT+0", 0), ("GMT", 0), ("GMT+14", 14), ("GMT+5:30", 5.5), ("GMT+08:00", 8)]
+    + [
+        (bad, None)
+        for bad in (None, "", "GMT+25", "GMT+14:30", "UTC+8", "Asia/Shanghai", "GMT+", "8", "GMT+8 ", "GMT+٨")
+    ],
+)
+def test_a_time_zone_is_read_as_enos_writes_it_and_nonsense_is_none(named: str | None, hours: float | None) -> None:
+    found = zone_of(named)
+    assert (found and found.utcoffset(None)) == (None if hours is None else dt.timedelta(hours=hours))
 
 
 @pytest.mark.parametrize("text", ["", "0", "2026-13-01 00:00:00.0", "0001-01-01 00:00:00.0", "9999-12-31 23:59:59.9"])

@@ -90,12 +90,17 @@ def asks_for_flow(gateway: Gateway) -> object:
     return gateway.detail("yourOrgId", "2515", "yourUserId", 10).update_user
 
 
+def asks_for_timezone(gateway: Gateway) -> object:
+    return gateway.timezone(10)
+
+
 def asks_for_users(gateway: Gateway) -> object:
     return gateway.roster("yourOrgId")
 
 
 V21, V20 = "/batch-processing-service/v2.1/flows", "/dataflow-batch-service/v2.0/flows"
 OK, SUCCESS = '{"code":0,"msg":"OK","data":%s}', '{"status":0,"msg":"Success","data":%s}'
+TIMEZONE = '{"timezone":"GMT+8"}'
 WHO = "orgId=yourOrgId&userId=yourUserId"
 SIGNED_WHO = "orgIdyourOrgIduserIdyourUserId"
 CALLS = [
@@ -131,6 +136,14 @@ CALLS = [
         SUCCESS % (FLOW_DATA % ESCAPED_GRAPH), signed=f"actiongetflowId2515{SIGNED_WHO}",
     ),
     Documented(
+        "Get Timezone", "v2.1", asks_for_timezone, "GET /batch-processing-service/v2.1/time?action=getTimeZone",
+        OK % TIMEZONE, signed="actiongetTimeZone",
+    ),
+    Documented(
+        "Get Timezone, 2.0", "v2.0", asks_for_timezone, "GET /dataflow-batch-service/v2.0/time?action=getTimeZone",
+        SUCCESS % TIMEZONE, signed="actiongetTimeZone",
+    ),
+    Documented(
         "Get Organization User List", "v2.1", asks_for_users, "POST /app-portal-service/v2.2/user/organization/roster",
         users_sample(0, '"userId_1"'), ROSTER_BODY, ROSTER_BODY,
     ),
@@ -140,7 +153,12 @@ CALLS = [
         users_sample(200, '"userId_1"'), ROSTER_BODY, ROSTER_BODY,
     ),
 ]  # fmt: skip
-ANSWERS = {"Get My Flow": FLOWS, "Get Flow": "yourUpdateUser", "Get Organization User List": {"userId_1"}}
+ANSWERS = {
+    "Get My Flow": FLOWS,
+    "Get Timezone": "GMT+8",
+    "Get Flow": "yourUpdateUser",
+    "Get Organization User List": {"userId_1"},
+}
 
 
 @pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
@@ -210,6 +228,7 @@ ERRORS = [
     (lists(), "v2.1", '{"code":99404,"msg":"not found"}', "99404"),
     (lists(), "v2.0", '{"status":62101,"msg":"no such user","data":null}', "62101"),
     (asks_for_flow, "v2.1", '{"code":62103,"msg":"no privilege"}', "62103"),
+    (asks_for_timezone, "v2.1", '{"code":99403,"msg":"denied"}', "99403"),
     (asks_for_users, "v2.1", '{"code":31400,"message":"required"}', "31400"),
     (asks_for_users, "v2.1", '{"code":31403,"message":"not authorized"}', "31403"),
     (asks_for_users, "v2.1", '{"code":31404,"message":"can not find"}', "31404"),

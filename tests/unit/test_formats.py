@@ -27,7 +27,7 @@ from tests.support.golden.calculation import calculated
 GOLDEN = Path(__file__).parents[1] / "support" / "golden"
 UNALTERED = {
     "change-1.json": "2dd8e45ef91caaa972d8e0113b292e0359675e5381198b953e753319a86c0efc",
-    "seal-1.json": "181e016252076e546018a3f6357ac2230f5db1ff948cbae06f02e7241f0f022c",
+    "seal-1.json": "692924c679f265dea4a86bb3e19d061d0f23776ab45deb504bb132dbf3c014ff",
 }
 CASES = {file: json.loads((GOLDEN / file).read_text("utf-8")) for file in UNALTERED}
 

@@ -13,7 +13,7 @@ import msgspec
 
 from etl.demo.gateway import Reply, json_reply
 
-Endpoint = Literal["details", "flows", "roster", "token", "other"]
+Endpoint = Literal["details", "flows", "roster", "timezone", "token", "other"]
 _Lie = Literal["code", "expired", "status", "redirect", "html", "raw", "empty", "partial", "stale", "date"]
 _Delivery = Literal["none", "outage", "hang", "delay", "cut", "interim", "twice"]
 Kind = Literal[_Lie, _Delivery]

@@ -112,6 +112,8 @@ class LocalGateway(DemoGateway):
         self.faults = FaultBook()
         self.date_offset_seconds = 0.0
         self.updates: dict[tuple[str, str], dict[str, Any]] = {}
+        self.timezone: object = None
+        """What Get Timezone says; None: there is no such service."""
         self._began_at = dt.datetime.now(dt.UTC)
         self._signed = auth == "token"
         self._edge = release == "edge"
@@ -120,6 +122,7 @@ class LocalGateway(DemoGateway):
             TOKEN_PATH: "token",
             OLDER_FLOWS_PATH if older else FLOWS_PATH: "flows",
             OLDER_ROSTER_PATH if older else ROSTER_PATH: "roster",
+            (OLDER_FLOWS_PATH if older else FLOWS_PATH).replace("/flows", "/time"): "timezone",
         }
         self._roster_page_size = roster_page_size
         self._shuffles = shuffle
@@ -210,7 +213,9 @@ class LocalGateway(DemoGateway):
                 return self._refused(request, entry) or self._detail(asked, entry)
             case "flows", "GET":
                 return self._refused(request, entry) or self._my_flows_or(asked, entry, fault)
-            case "other", _:
+            case "timezone", "GET" if self.timezone is not None:
+                return self._refused(request, entry) or self._success({"timezone": self.timezone})
+            case "other" | "timezone", _:
                 return refusal("other", 404, "no such service", 404)
         return refusal(entry.endpoint, 405, "method not allowed", 405)
 
@@ -257,8 +262,11 @@ class LocalGateway(DemoGateway):
         items = [self._item(flow) for flow in entry.flows]
         if self._shuffles:
             self._random.shuffle(items)
+        return self._success(items)
+
+    def _success(self, data: object) -> Reply:
         envelope = {"status": 0, "msg": "Success"} if self._older else {"code": 0, "msg": "OK"}
-        return json_reply({**envelope, "requestId": uuid.uuid4().hex, "data": items})
+        return json_reply({**envelope, "requestId": uuid.uuid4().hex, "data": data})
 
     def _no_user(self, entry: Delivery) -> Reply:
         if entry.org not in self.world.orgs():
