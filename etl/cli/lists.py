@@ -37,7 +37,7 @@ from etl.report.details import (
 )
 from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, WORKFLOWS
 from etl.report.rows import ListChange, ListState, OrgWorkflowEvent
-from etl.report.runs import IssueCause, causes
+from etl.report.runs import CAUSE_COLUMNS, causes
 from etl.report.targets import observed_targets, unknown_name
 from etl.system.clock import utc_now
 
@@ -120,7 +120,7 @@ def runs(options: Options, run_id: int | None, schedule: str | None, status: str
         console.json({**found[0]._asdict(), "causes": list(_objects(why))})
         return
     console.rows("", _RUN, found, zone=zone)
-    console.rows("\nWhat did not go through, by cause", IssueCause._fields, why, zone=zone)
+    console.rows("\nWhat did not go through, by cause", CAUSE_COLUMNS, why, zone=zone)
 
 
 @click.command()

@@ -18,11 +18,10 @@ from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import health
 from etl.report.conditions import Condition
-from etl.report.coverage import Coverage, CoveredTarget, Hold, Membership, SealedGap, Unanswered, coverage
+from etl.report.coverage import MEMBERSHIPS, UNANSWERED, Coverage, CoveredTarget, Hold, SealedGap, coverage
 from etl.report.health import HealthSnapshot, Overdue, TargetSummary
-from etl.report.listings import RUNS, TARGETS, causes
+from etl.report.listings import CAUSE_COLUMNS, RUNS, TARGETS, causes
 from etl.report.reading import short_transaction
-from etl.report.rows import ProblemCause
 from etl.report.targets import known_targets
 from etl.service.replica import LEASE
 from etl.service.runs import was_killed
@@ -84,7 +83,7 @@ def status(options: Options) -> None:
         if snapshot is not None:  # otherwise the schedules are unknown
             console.rows("\nSchedules", _SCHEDULE, found["schedules"], zone=zone, most=most, more=_ALL_SHOWN)
         console.rows("\nLast runs", _RUN_COLUMNS, runs, zone=zone)
-        console.rows("\nProblems by cause", ProblemCause._fields, why)
+        console.rows("\nProblems by cause", CAUSE_COLUMNS, why)
         if late := found["overdue"]:
             console.rows("\nOverdue", [*late[0]], late, zone=zone, most=most, more=_ALL_SHOWN)
         more = f"{_ALL_SHOWN}, the causes above count them"
@@ -232,11 +231,11 @@ def _show_coverage(found: Coverage, zone: dt.tzinfo) -> None:
         console.say("No run that has a seal was to ask anybody in that time.")
         return
     _first_rows("Who was to be asked", CoveredTarget._fields, found.targets, zone)
-    _first_rows("\nNot answered", Unanswered._fields, found.unanswered, zone)
+    _first_rows("\nNot answered", UNANSWERED, found.unanswered, zone)
     _first_rows("\nNobody was looking", SealedGap._fields, found.gaps, zone)
     holds = [(*each[:-2], len({*each.flow_ids, *(doubt[0] for doubt in each.doubted)})) for each in found.holds]
     _first_rows("\nHolds", _HOLD_COLUMNS, holds, zone)
-    _first_rows("\nCame and went", Membership._fields, found.memberships, zone)
+    _first_rows("\nCame and went", MEMBERSHIPS, found.memberships, zone)
     asked, answered = (sum(getattr(each, name) for each in found.targets) for name in ("asked", "answered"))
     first, last = found.seals
     summary = f"In {counted(found.runs, 'run')}, {counted(len(found.targets), 'target')} had to be asked: "

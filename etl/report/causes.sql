@@ -1,5 +1,5 @@
-SELECT cause, count(*) AS targets, count(DISTINCT org_id) AS organisations, max(consecutive_failures),
-       min(last_error)
+SELECT cause, count(*) AS targets, count(DISTINCT org_id) AS organisations, max(consecutive_failures) AS most_failures,
+       min(last_error) AS example
   FROM (SELECT last_error_code AS cause, org_id, consecutive_failures, last_error FROM target
          WHERE retired_at IS NULL AND consecutive_failures > 0
         UNION ALL

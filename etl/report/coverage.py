@@ -55,19 +55,6 @@ class CoveredTarget(NamedTuple):
     last_seal: int
 
 
-class Unanswered(NamedTuple):
-    """A target that did not succeed in a run."""
-
-    seal_id: int
-    run_id: int
-    started_at: dt.datetime
-    org_id: str
-    user_id: str
-    expression: str
-    verdict: str
-    error_code: str | None
-
-
 class SealedGap(NamedTuple):
     """A gap in the observations of a target; ``gap_to`` is None while it is open."""
 
@@ -99,17 +86,9 @@ class Hold(NamedTuple):
     """Of other changes, each ``[flow_id, kind, new value]``."""
 
 
-class Membership(NamedTuple):
-    """A target that came into a schedule or left it, was retired or came back."""
-
-    seal_id: int
-    run_id: int
-    at: dt.datetime
-    org_id: str
-    user_id: str
-    expression: str
-    kind: str
-    schedule: str | None
+_TARGET: Final = ("org_id", "user_id", "expression")
+UNANSWERED: Final = ("seal_id", "run_id", "started_at", *_TARGET, "verdict", "error_code")
+MEMBERSHIPS: Final = ("seal_id", "run_id", "at", *_TARGET, "kind", "schedule")
 
 
 class Coverage(NamedTuple):
@@ -124,10 +103,13 @@ class Coverage(NamedTuple):
     seals: tuple[int, int] | None
     """The first and the last seal that prove it; None if no run asked for a target."""
     targets: Sequence[CoveredTarget]
-    unanswered: Sequence[Unanswered]
+    unanswered: Sequence[Any]
+    """Targets that did not succeed in a run: rows with the columns ``UNANSWERED``."""
     gaps: Sequence[SealedGap]
     holds: Sequence[Hold]
-    memberships: Sequence[Membership]
+    memberships: Sequence[Any]
+    """Targets that came into a schedule or left it, were retired or came back: rows with the columns ``MEMBERSHIPS``.
+    """
 
 
 def coverage(
@@ -177,7 +159,7 @@ class _CoverageReader:
         self._connection = connection
         self._since = since
         self._until = until
-        self._names = {target.c.org_id: org, target.c.user_id: user}
+        self._whose = {name: asked for name, asked in (("org", org), ("user", user)) if asked is not None}
         rows = connection.execute(self._mine(select(target.c.id, *TARGET_KEY)))
         self._targets = {number: Target(*key) for number, *key in rows}
         self._asking = list(self._runs())
@@ -196,22 +178,21 @@ class _CoverageReader:
             unsealed_runs=self._connection.execute(under_way).scalar_one(),
             seals=(seals[0], seals[-1]) if seals else None,
             targets=list(self._covered(gaps)),
-            unanswered=[Unanswered(*row) for row in self._listed(Unanswered, sync_issue, *TARGET_KEY)],
+            unanswered=list(self._listed(UNANSWERED, sync_issue, *TARGET_KEY)),
             gaps=gaps,
-            holds=[Hold(*row[:-2], *map(json.loads, row[-2:])) for row in self._listed(Hold, hold_event)],
-            memberships=[Membership(*row) for row in self._listed(Membership, target_membership)],
+            holds=[Hold(*row[:-2], *map(json.loads, row[-2:])) for row in self._listed(Hold._fields, hold_event)],
+            memberships=list(self._listed(MEMBERSHIPS, target_membership)),
         )
 
-    def _listed(self, row_type: type[tuple[Any, ...]], of: Any, *order: ColumnElement[Any]) -> Iterator[Any]:
-        """The rows of a table that belong to runs that were sealed in the period, by seal."""
-        names = row_type._fields  # type: ignore[attr-defined]  # every row type is a NamedTuple
-        elsewhere = {"seal_id": run_seal.c.id, "started_at": sync_run.c.started_at}
+    def _listed(self, names: Sequence[str], of: Any, *order: ColumnElement[Any]) -> Iterator[Any]:
+        """These columns of the rows of a table that belong to runs that were sealed in the period, by seal."""
+        elsewhere = {"seal_id": run_seal.c.id.label("seal_id"), "started_at": sync_run.c.started_at}
         elsewhere |= {column.name: column for column in TARGET_KEY}
         rows = _joined(select(*(elsewhere[name] if name in elsewhere else of.c[name] for name in names)), of)
         return self._rows(rows.order_by(run_seal.c.id, *order, of.c.id))
 
     def _mine(self, query: Select[Any]) -> Select[Any]:
-        return query.where(*(column == name for column, name in self._names.items() if name is not None))
+        return query.where(*(target.c[f"{name}_id"] == asked for name, asked in self._whose.items()))
 
     def _rows(self, query: Select[Any]) -> Iterator[Any]:
         """Rows of runs that were sealed in the period."""
@@ -309,10 +290,9 @@ class _CoverageReader:
 
     def _gaps(self) -> Iterator[SealedGap]:
         """The gaps that overlap the period."""
-        names = zip(("org", "user"), self._names.values(), strict=True)
-        whose = {name: WHOLE + asked for name, asked in names if asked is not None}
+        whose = {name: WHOLE + asked for name, asked in self._whose.items()}
         asked: dict[str, Any] = {**whose, "since": self._since, "until": self._until}
-        order = ("org_id", "user_id", "expression", "gap_from")
+        order = (*_TARGET, "gap_from")
         ids = {key: number for number, key in self._targets.items()}
         for row in self._connection.execute(GAPS.select(self._connection.dialect.name, order=order, **asked)):
             gap = GAPS.row_type(*row)

@@ -39,7 +39,6 @@ from etl.report.rows import (
     OrgWorkflow,
     OrgWorkflowEvent,
     OrgWorkflowState,
-    ProblemCause,
     SyncRun,
     TargetHealth,
     sql_columns,
@@ -291,9 +290,13 @@ def held_sets(engine: Engine, *, org: str | None = None) -> Iterator[HeldSet]:
         yield shown_set(Target(*key), since, ((row.flow_id, row.doubted) for row in rows))
 
 
-def causes(connection: Connection) -> list[ProblemCause]:
+CAUSE_COLUMNS: Final = ("cause", "targets", "organisations", "most_failures", "example")
+"""An error code or ``held``, the most consecutive failures of one of its targets, and one of its messages."""
+
+
+def causes(connection: Connection) -> Sequence[Any]:
     """Why targets have problems, the most frequent cause first; a target that fails and is held counts in both."""
-    return [ProblemCause(*row) for row in connection.execute(text(sql("causes")))]
+    return connection.execute(text(sql("causes"))).all()
 
 
 # ---------------------------------------------------------------------------------------------------- organisations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from types import NoneType
 from typing import Any, Final, Literal, NamedTuple, get_args, get_type_hints
 
 from sqlalchemy import Boolean, ColumnClause, Integer, Select, String, TableClause, column, table
@@ -190,17 +189,6 @@ class TargetHealth(NamedTuple):
     retired_at: dt.datetime | None
 
 
-class ProblemCause(NamedTuple):
-    """A cause of problems: an error code or ``held``, with one of its messages as an example."""
-
-    cause: str
-    targets: int
-    organisations: int
-    most_failures: int
-    """The most consecutive failures of one of these targets."""
-    example: str | None
-
-
 class HeldWorkflow(NamedTuple):
     """A workflow that stays as it is, although the last answers lack it or change it, until they no longer do or a
     person approves. ``doubted``: the kinds and new values of held changes, as JSON; null: its removal is held."""
@@ -276,11 +264,8 @@ _TYPES: Final[dict[Kind, type[TypeEngine[Any]]]] = {
 
 def columns_of(row_type: type[tuple[Any, ...]]) -> tuple[Column, ...]:
     """The columns of one of the row types above, in order."""
-    return tuple(Column(name, _KINDS[_without_none(hint)]) for name, hint in get_type_hints(row_type).items())
-
-
-def _without_none(hint: Any) -> object:
-    return next((part for part in get_args(hint) if part is not NoneType), hint)
+    hints = get_type_hints(row_type).items()
+    return tuple(Column(name, _KINDS[next(iter(get_args(hint)), hint)]) for name, hint in hints)
 
 
 def selected(statement: Select[Any]) -> tuple[Column, ...]:

@@ -97,23 +97,17 @@ def _by_name(connection: Connection, targets: Sequence[Target]) -> ScopeTargets:
 # ------------------------------------------------------------------------------------------------ what they wrote
 
 
-class IssueCause(NamedTuple):
-    """Why targets had an issue in a run."""
-
-    verdict: str
-    error_code: str | None
-    targets: int
-    organisations: int
-    example: str
+CAUSE_COLUMNS: Final = ("verdict", "error_code", "targets", "organisations", "example")
 
 
-def causes(connection: Connection, run_id: int) -> list[IssueCause]:
+def causes(connection: Connection, run_id: int) -> Sequence[Any]:
     """The causes of a run's issues, the most frequent first."""
-    return [IssueCause(*row) for row in connection.execute(_CAUSES, {"run": run_id})]
+    return connection.execute(_CAUSES, {"run": run_id}).all()
 
 
 _CAUSES: Final = text("""
-    SELECT i.verdict, i.error_code, count(*), count(DISTINCT t.org_id), min(i.message)
+    SELECT i.verdict, i.error_code, count(*) AS targets, count(DISTINCT t.org_id) AS organisations,
+           min(i.message) AS example
       FROM sync_issue i JOIN target t ON t.id = i.target_id
      WHERE i.run_id = :run GROUP BY i.verdict, i.error_code ORDER BY 3 DESC, 1, 2
     """)

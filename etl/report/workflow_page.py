@@ -72,10 +72,22 @@ def search(connection: Connection, part: str, most: int) -> dict[str, Sequence[A
 # ----------------------------------------------------------------------------------------------------- the list
 
 
-def list_now(dialect: str, org: str, user: str, **asked: Any) -> Select[Any]:
-    """``listings.WORKFLOWS`` of an organisation; ``user`` is a part of the id of somebody who sees them."""
-    chosen = WORKFLOWS.select(dialect, org=WHOLE + org, **asked)
-    return chosen.where(_listed_by(dialect, org, user, chosen.selected_columns.flow_id)) if user else chosen
+def listing(
+    connection: Connection, org: str, user: str, at: dt.datetime | None, order: Sequence[str] = (), **asked: Any
+) -> Select[Any]:
+    """``listings.WORKFLOWS`` of an organisation, or ``listings.STATES`` at ``at``; ``user`` is a part of the id of
+    somebody who sees them. Raises TooManyLists."""
+    dialect = connection.dialect.name
+    if at is None:
+        chosen = WORKFLOWS.select(dialect, org=WHOLE + org, order=order, **asked)
+        return chosen.where(_listed_by(dialect, org, user, chosen.selected_columns.flow_id)) if user else chosen
+    chosen = STATES.select(dialect, org=WHOLE + org, at=at, order=order, **asked)
+    if not user:
+        return chosen
+    # a list of its own: PostgreSQL would look through all states once for each workflow of a user
+    states = chosen.order_by(None).cte("states").prefix_with("MATERIALIZED")
+    theirs = select(_lists_then(connection, org, user, at).subquery("theirs").c.flow_id)
+    return select(states).where(states.c.flow_id.in_(theirs)).order_by(*STATES.keys(states.c, order))
 
 
 def _listed_by(dialect: str, org: str, user: str, flow_id: ColumnElement[str]) -> ColumnElement[bool]:
@@ -89,19 +101,6 @@ def _listed_by(dialect: str, org: str, user: str, flow_id: ColumnElement[str]) -
     return listed.limit(1).offset(0).exists()
 
 
-def list_then(
-    connection: Connection, org: str, user: str, at: dt.datetime, order: Sequence[str] = (), **asked: Any
-) -> Select[Any]:
-    """``listings.STATES`` of an organisation at ``at``. Raises TooManyLists."""
-    chosen = STATES.select(connection.dialect.name, org=WHOLE + org, at=at, order=order, **asked)
-    if not user:
-        return chosen
-    # a list of its own: PostgreSQL would look through all states once for each workflow of a user
-    states = chosen.order_by(None).cte("states").prefix_with("MATERIALIZED")
-    theirs = select(_lists_then(connection, org, user, at).subquery("theirs").c.flow_id)
-    return select(states).where(states.c.flow_id.in_(theirs)).order_by(*STATES.keys(states.c, order))
-
-
 def _lists_then(connection: Connection, org: str, user: str, at: dt.datetime) -> TextualSelect:
     like_this = id_contains(connection.dialect.name, target.c.user_id, user)
     found = select(target.c.id).where(target.c.org_id == org, target.c.expression == "", like_this)
@@ -113,9 +112,9 @@ def _lists_then(connection: Connection, org: str, user: str, at: dt.datetime) ->
     return flows_statement(way, at, {}, condition="t.id IN :ids", parameters=[given])
 
 
-def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, int]]:
-    """How many rows of ``list_now`` or ``list_then`` have each cycle, the most frequent first."""
-    listed = listing.order_by(None).subquery()
+def by_cycle(connection: Connection, chosen: Select[Any]) -> list[tuple[str, int]]:
+    """How many rows of a ``listing`` have each cycle, the most frequent first."""
+    listed = chosen.order_by(None).subquery()
     number, cycle = func.count(), func.coalesce(listed.c.cycle, "")
     counted = select(cycle, number).group_by(cycle).order_by(number.desc(), cycle)
     return [(str(name), int(found)) for name, found in connection.execute(counted)]

@@ -150,12 +150,8 @@ def _bars(
         or [(state.valid_from, state.valid_from + least)]
     ]
     return {
-        "type": "bar",
-        "orientation": "h",
+        **_lengths(parts),
         "name": cycle_label(cycle),
-        "y": [_row_of(state) for state, _, _ in parts],
-        "base": [_stamp(begin) for _, begin, _ in parts],
-        "x": [max(1, (end - begin) // dt.timedelta(milliseconds=1)) for _, begin, end in parts],
         "text": [label(state.flow_name or "") for state, _, _ in parts],
         "textposition": "inside",
         "insidetextanchor": "start",
@@ -164,6 +160,17 @@ def _bars(
         "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state, _, _ in parts],
         "hovertemplate": "%{text}<br>%{customdata[0]} to %{customdata[1]}",
         "marker": {"color": f"--cycle-{cycle}", "line": {"width": 1, "color": "--surface"}},
+    }
+
+
+def _lengths(parts: Sequence[tuple[ListState | Gap, dt.datetime, dt.datetime]]) -> dict[str, Any]:
+    """A bar in its row, from one time to another."""
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "y": [_row_of(each) for each, _, _ in parts],
+        "base": [_stamp(begin) for _, begin, _ in parts],
+        "x": [max(1, (end - begin) // dt.timedelta(milliseconds=1)) for _, begin, end in parts],
     }
 
 
@@ -188,13 +195,9 @@ def _silences(
         return []
     return [
         {
-            "type": "bar",
-            "orientation": "h",
+            **_lengths(shown),
             "name": "nobody looked",
             "legendrank": 2000,
-            "y": [_row_of(gap) for gap, _, _ in shown],
-            "base": [_stamp(since) for _, since, _ in shown],
-            "x": [(until - since) // dt.timedelta(milliseconds=1) for _, since, until in shown],
             "customdata": [[_stamp(since), _stamp(until), _inside(gap)] for gap, since, until in shown],
             "hovertemplate": "nobody looked<br>%{customdata[0]} to %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             "marker": {

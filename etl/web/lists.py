@@ -161,13 +161,10 @@ def _statement(
 ) -> Select[Any]:
     newest = ("-valid_from" if at else "-first_listed_at", "flow_id")
     order = newest if asked.one_of("order", ("newest",)) else ()
-    wanted: dict[str, Any] = {"find": asked.text("find"), "cycle": asked.text("cycle"), **instead}
-    wanted |= {"order": order, "columns": columns}
     which = asked.one_of("which", WORKFLOWS.filters["which"].known)
-    if at is None:
-        return workflow_page.list_now(connection.dialect.name, org, asked.text("user"), which=which, **wanted)
+    wanted = {"find": asked.text("find"), "cycle": asked.text("cycle"), "which": which, **instead}
     try:
-        return workflow_page.list_then(connection, org, asked.text("user"), at, **wanted)
+        return workflow_page.listing(connection, org, asked.text("user"), at, order, columns=columns, **wanted)
     except TooManyLists as error:
         raise HTTPException(400, f"More than {LISTS_THEN} lists are of users like that: name one.") from error
 
