@@ -29,12 +29,13 @@ from etl import __version__
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, RunStatus
 from etl.gateway import Exchange
+from etl.gateway.calls import Call
 from etl.report.health import HealthSnapshot
 from etl.sync import RunReport
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
 RUN_STATUSES: Final = tuple(status for status in get_args(RunStatus) if status != "running")
-CALLS: Final = ("details", "flows", "roster", "token")
+CALLS: Final = get_args(Call)
 OTHER: Final = "other"
 _TOKEN: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204)
 _ENOS: Final = (*_TOKEN, 31400, 31403, 31404, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
