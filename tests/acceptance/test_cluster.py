@@ -18,7 +18,7 @@ from etl.cli.application import Application, worker_application
 from etl.database import connect, reading, upgrade
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
-from etl.errors import ClusterError, ConfigError
+from etl.errors import ClusterError
 from etl.sync import cluster, worker
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
@@ -334,11 +334,3 @@ def test_other_versions_of_dask_are_named() -> None:
     other = {**same, "workers": {"tcp://a": ours, "tcp://b": of("3.12.1.final.0", "2025.9")}}
     said = "tcp://b has Python 3.12, distributed 2025.9, not Python 3.11, distributed 2026.1"
     assert cluster._version_mismatches(other) == said
-
-
-def test_a_cluster_on_sqlite_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "flowtrail.toml").write_text(
-        '[gateway]\nurl = "https://e.com"\nauth = "none"\n[scale]\ndask = "tcp://s:1"\n'
-    )
-    with pytest.raises(ConfigError, match=r"scale.dask: needs PostgreSQL"):
-        config.load(tmp_path / "flowtrail.toml", {})
