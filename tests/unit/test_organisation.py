@@ -43,11 +43,6 @@ LISTED = Listed("a", "D", True)
 GAP = dt.timedelta(hours=36)
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=f"{heading} {n}") for n, (heading, case) in enumerate(cases())])
-def test_every_example_of_the_documentation_gives_its_events(case):
-    assert derived(case) == promised(case)
-
-
 MORE = {
     "a baseline may come before the gain that is judged with it": """
         run   ann bob
@@ -174,9 +169,12 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in MORE.items()])
-def test_the_events_of_given_answers(case):
-    assert derived(case.strip()) == promised(case.strip())
+DOCUMENTED = {f"{heading} {n}": case for n, (heading, case) in enumerate(cases())}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case.strip(), id=name) for name, case in {**DOCUMENTED, **MORE}.items()])
+def test_every_example_of_the_documentation_and_each_of_these_gives_its_events(case):
+    assert derived(case) == promised(case)
 
 
 @pytest.mark.parametrize("name", DIFFICULT)
