@@ -99,8 +99,7 @@ def coordinator(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """This process, with 60 targets in batches of 10."""
     monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 10)
     site.program(tmp_path, users=60)
-    environment = {name: value for name, value in site.environment.items() if name != "FLOWTRAIL_CONFIG"}
-    with Application(config.load(tmp_path / "flowtrail.toml", environment)) as app:
+    with Application(config.load(tmp_path / "flowtrail.toml", site.environment)) as app:
         assert app.cluster is not None
         app.cluster.connect()
         yield app
@@ -286,8 +285,7 @@ def test_a_stopped_worker_begins_nothing(plugin: worker.CoordinatorPlugin) -> No
 def test_a_worker_keeps_what_it_built_for_a_coordinator_until_that_ends(
     site: Site, coordinator: Application, tmp_path: Path
 ) -> None:
-    environment = {name: value for name, value in site.environment.items() if name != "FLOWTRAIL_CONFIG"}
-    with Application(config.load(tmp_path / "flowtrail.toml", environment)) as other:
+    with Application(config.load(tmp_path / "flowtrail.toml", site.environment)) as other:
         assert other.cluster is not None
         other.cluster.connect()
         tokens = [each.cluster._coordinator.token for each in (coordinator, other)]
