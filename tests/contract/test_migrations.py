@@ -159,12 +159,10 @@ def test_alembic_prints_the_sql_to_run_it_by_hand(url: str) -> None:
 
 
 def test_the_files_of_the_migrations_are_named_in_the_order_that_alembic_follows() -> None:
-    folder = Path(__file__).parents[2] / "migrations"
-    scripts = ScriptDirectory(str(folder)).walk_revisions()
-    assert [script.revision for script in reversed(list(scripts))] == [
-        file.name.partition("_")[0] for file in sorted((folder / "versions").glob("*.py"))
-    ]
-    assert expected() == ScriptDirectory(str(folder)).get_current_head()
+    names = sorted(file.name.partition("_")[0] for file in (ROOT / "migrations" / "versions").glob("*.py"))
+    scripts = ScriptDirectory(str(ROOT / "migrations")).walk_revisions()
+    assert [script.revision for script in scripts] == names[::-1]
+    assert expected() == names[-1]
 
 
 def test_alembic_is_not_loaded_where_the_schema_is_current(engine: Engine, database_url: str) -> None:
@@ -243,22 +241,18 @@ SAME_SET = """
 SAME_ID, SAME_VERSION = (SAME_SET.format(key=key, sha="1" * 64) for key in ("1, 2, 1", "7, 1, 1"))
 NO_ID = SAME_VERSION.replace("(id, target_id", "(target_id").replace("(7, 1", "(1")
 SAME_CHANGE = "INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, '3318', 'baseline', 'forged')"
+THERE = (SAME_ID, SAME_VERSION, NO_ID, SAME_CHANGE)
 CHANGE_KEY = "(change_set_id, flow_id, kind)"
 
 FORGERIES = {
     "sqlite": [
-        *(
-            f"{verb} {row}"
-            for verb in ("INSERT", "INSERT OR REPLACE", "REPLACE")
-            for row in (SAME_ID, SAME_VERSION, NO_ID)
-        ),
-        *(f"{verb} {SAME_CHANGE}" for verb in ("INSERT", "INSERT OR REPLACE", "REPLACE")),
+        *(f"{verb} {row}" for verb in ("INSERT", "INSERT OR REPLACE", "REPLACE") for row in THERE),
         "INSERT OR REPLACE " + SAME_CHANGE.replace("(1,", "('1',"),
         "UPDATE OR REPLACE workflow_change SET flow_id = '2'",
         "INSERT OR REPLACE " + SAME_ID.replace("(id,", "(rowid,"),
     ],
     "postgresql": [
-        *(f"INSERT {row}" for row in (SAME_ID, SAME_VERSION, NO_ID, SAME_CHANGE)),
+        *(f"INSERT {row}" for row in THERE),
         "TRUNCATE change_set",
         "TRUNCATE workflow_change",
         "TRUNCATE target CASCADE",

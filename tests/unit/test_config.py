@@ -145,7 +145,7 @@ def test_the_file_and_its_values_come_from_the_environment_or_the_working_folder
     assert load(None, {**SECRET, "FLOWTRAIL_CONFIG": str(named)}).path == named
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", CANARY)
-    write(tmp_path)
+    write(tmp_path, "\ufeff" + GATEWAY)  # with a byte order mark, as editors write it
     here = load(None)
     assert (here.path, here.gateway.read_secret()) == (tmp_path / "flowtrail.toml", CANARY)
 
@@ -170,10 +170,6 @@ def test_a_file_that_cannot_be_read_is_named_with_the_line(
     with pytest.raises(ConfigError, match=message) as caught:
         load(path, SECRET)
     assert caught.value.problems[0].place == str(tmp_path / place)
-
-
-def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
-    assert settings(tmp_path, "\ufeff" + GATEWAY).gateway.access_key == "key"
 
 
 def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
@@ -477,7 +473,13 @@ SECONDS = [
     *[("1h30m", 5400), ("1h 30m", 5400), ("1.5h", 5400), (" 5 s ", 5), ("1m500ms", 60.5)],
 ]
 BYTES = [
-    *[("64MiB", 67_108_864), ("10MB", 10**7), ("1.5kB", 1500), ("2 GiB", 2**31), ("512b", 512), ("4096", 4096), (7, 7)],
+    ("64MiB", 67_108_864),
+    ("10MB", 10**7),
+    ("1.5kB", 1500),
+    ("2 GiB", 2**31),
+    ("512b", 512),
+    ("4096", 4096),
+    (7, 7),
 ]
 
 
@@ -585,9 +587,7 @@ def test_a_missing_folder_or_schedule_is_reported_with_its_remedy(tmp_path: Path
         (TARGETS, "s.toml", "exactly one of cron"),
         ('cron = "* * * * *"\nevery = "5m"\n' + TARGETS, "s.toml", "exactly one of cron"),
         ('cron = "* * *"\n' + TARGETS, "s.toml: cron", "a cron expression has five fields"),
-        ('cron = "0 0 30 2 *"\n' + TARGETS, "s.toml: cron", "never fires"),
         ("cron = 5\n" + TARGETS, "s.toml: cron", "must be text in quotes, not 5"),
-        ('every = "0"\n' + TARGETS, "s.toml: every", "longer than zero"),
         ('every = "1ms"\n' + TARGETS, "s.toml: every", '"100ms" or longer'),
         ('every = "soon"\njitter = "1m"\n' + TARGETS, "s.toml: every", "must be a duration"),
         ('every = "5m"\njitter = "5m"\n' + TARGETS, "s.toml: jitter", "must be shorter than the 0:05:00 between two"),
@@ -616,7 +616,6 @@ def test_a_missing_folder_or_schedule_is_reported_with_its_remedy(tmp_path: Path
         ('every = "5m"\n' + TARGETS + 'expression = "\\n"\n', "s.toml: [[targets]] #1, users #1", "control"),
         ('every = "5m"\ntargets_file = "no.csv"\n', "s.toml: targets_file", "no.csv cannot be read"),
         ('every = "5m"\ntargets_file = 5\n', "s.toml: targets_file", "must be the name of a CSV file"),
-        ("every = 5m\n", "s.toml:1", "not valid TOML"),
     ],
 )
 def test_a_mistake_in_a_schedule_is_named_with_its_place(tmp_path: Path, text: str, place: str, message: str) -> None:
@@ -628,16 +627,10 @@ def test_a_mistake_in_a_schedule_is_named_with_its_place(tmp_path: Path, text: s
 def test_a_target_listed_twice_is_an_error_that_names_both_places(tmp_path: Path) -> None:
     text = 'every = "5m"\ntargets_file = "s.csv"\n' + TARGETS.replace('"u1"', '"u1", "u2", "u1"')
     write(tmp_path, "org,user\no1,u3\n\no1,u2\n", "schedules/s.csv")
-    here = tmp_path / "schedules"
+    first = f"{tmp_path}/schedules/s.toml: [[targets]] #1, users"
     assert schedule_problems(tmp_path, s=text) == [
-        (
-            "s.toml: [[targets]] #1, users #3",
-            f"o1/u1 is already a target, at {here}/s.toml: [[targets]] #1, users #1: remove one of the two",
-        ),
-        (
-            "s.csv:4",
-            f"o1/u2 is already a target, at {here}/s.toml: [[targets]] #1, users #2: remove one of the two",
-        ),
+        ("s.toml: [[targets]] #1, users #3", f"o1/u1 is already a target, at {first} #1: remove one of the two"),
+        ("s.csv:4", f"o1/u2 is already a target, at {first} #2: remove one of the two"),
     ]
 
 
@@ -744,10 +737,11 @@ def test_a_roster_has_a_target_once_and_knows_what_it_has_not() -> None:
     assert not any(roster.add(*target) for target in targets)
     assert [*roster] == targets
     assert all(target in roster for target in targets)
-    absent = [Target("o", f"v{n}") for n in range(3000)] + [
+    absent = [
         Target("o", "u1", "x"),
         Target("ou", "1"),
         Target("", "ou1"),
+        *(Target("o", f"v{n}") for n in range(3000)),
     ]
     assert not any(target in roster for target in absent)
     with pytest.raises(ValueError, match="no target here"):

@@ -25,14 +25,13 @@ PATIENCE_SECONDS = 60.0
 """A safety net, not an expectation."""
 OFTEN = Every(dt.timedelta(milliseconds=100))
 RARELY = Every(dt.timedelta(days=36_500))
-Runs = queue.Queue[tuple[Schedule, dt.datetime]]
 
 
 class Bench:
     """A scheduler whose runs go into a queue, and whatever ``work`` does."""
 
     def __init__(self, clock: Callable[[], dt.datetime] | None = None) -> None:
-        self.runs: Runs = queue.Queue()
+        self.runs: queue.Queue[tuple[Schedule, dt.datetime]] = queue.Queue()
         self.work: Callable[[Schedule], None] = lambda schedule: None
         self.ahead = dt.timedelta(0)
         """By how much the clock was set ahead of this machine's."""
