@@ -294,8 +294,7 @@ def test_a_worker_drops_a_coordinator_that_has_been_silent_for_long(
 ) -> None:
     """One that was killed cannot say that it has ended."""
     monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.01)
-    removed = asyncio.run(removal_of(plugin))
-    assert removed == "t"
+    assert asyncio.run(removal_of(plugin)) == "t"
     assert plugin.settle(OF_NO_RUN, [Target("o", "u")]).tally.interrupted == 1, "it has been torn down"
 
 

@@ -93,8 +93,7 @@ def test_old_tls_is_refused(good: SSLContext, bundle: str) -> None:
         good.minimum_version = good.maximum_version = TLSVersion.TLSv1_1
     good.set_ciphers("DEFAULT:@SECLEVEL=0")
     with Hostile(tls=good) as server:
-        error = one_exchange(server, ca_bundle=bundle)
-    assert error.code == "tls"
+        assert one_exchange(server, ca_bundle=bundle).code == "tls"
     assert not server.requests
 
 
@@ -238,8 +237,7 @@ def test_what_a_proxy_sends_behind_its_answer_to_connect_is_no_part_of_the_tunne
     with Hostile(tls=good) as server:
         tunnel = partial(_tunnel, port=server.port, established=ESTABLISHED + answer())
         with Hostile(tunnel) as proxy:
-            error = one_exchange(server, own_connection=True, ca_bundle=bundle, proxy=proxy.url)
-    assert error.code == "desync"
+            assert one_exchange(server, own_connection=True, ca_bundle=bundle, proxy=proxy.url).code == "desync"
 
 
 def test_a_proxy_that_forwards_is_asked_to_close_and_closes() -> None:
