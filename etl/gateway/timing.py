@@ -28,8 +28,7 @@ _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 class RequestPacing:
-    """Limits the requests of all threads together: so many a second, evenly spaced (0: no limit), and none while the
-    gateway has asked to be left alone."""
+    """Limits the requests of all threads together: so many a second, evenly spaced (0: no limit); none in a pause."""
 
     def __init__(self, requests_per_second: float) -> None:
         self._interval = 1 / requests_per_second if requests_per_second > 0 else 0.0
@@ -37,7 +36,7 @@ class RequestPacing:
         self._next = self._quiet_until = 0.0
         self._pause = _FIRST_PAUSE_SECONDS
         self.slowed_seconds = 0.0
-        """How long all requests together have waited because the gateway asked for it."""
+        """How long all requests together have paused because the gateway had too much to do."""
 
     def wait_for_turn(self, deadline: Deadline) -> None:
         """Waits for this request's turn; raises if the deadline would pass before it, or a stop comes."""
@@ -46,8 +45,8 @@ class RequestPacing:
         deadline.check()
 
     def slow_down(self, asked_seconds: float | None) -> None:
-        """The gateway had too much to do: nobody asks for as long as it says (None: each time twice as long as before,
-        until something is answered)."""
+        """Begin a pause: as long as the gateway asks for, or (None) twice as long each time, until something is
+        answered."""
         with self._lock:
             now = time.monotonic()
             if asked_seconds is None and now < self._quiet_until:
@@ -66,18 +65,17 @@ class RequestPacing:
             now = time.monotonic()
             turn = max(now, self._next, self._quiet_until)
             if turn >= deadline.ends_at:
-                raise _no_turn(deadline, asked=self._quiet_until >= deadline.ends_at)
+                raise _no_turn(deadline, paused=self._quiet_until >= deadline.ends_at)
             self._next = turn + self._interval
         return turn - now
 
 
-def _no_turn(deadline: Deadline, *, asked: bool) -> GatewayUnreachable:
+def _no_turn(deadline: Deadline, *, paused: bool) -> GatewayUnreachable:
+    why = "the gateway had too much to do, and all requests pause for longer than that" if paused else _TOO_LOW
     error = GatewayUnreachable(
-        f"no turn within the deadline of {deadline.seconds:g} s: "
-        + ("the gateway asks for a longer pause" if asked else _TOO_LOW),
-        code="http_429" if asked else "deadline",
+        f"no turn within the deadline of {deadline.seconds:g} s: {why}", code="http_429" if paused else "deadline"
     )
-    error.gateway_down_evidence = asked
+    error.gateway_down_evidence = paused
     return error
 
 

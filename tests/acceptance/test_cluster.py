@@ -23,9 +23,8 @@ from etl.sync import cluster, worker
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
 from tests.support.enos import Fault, LocalGateway
-from tests.support.hostile import disguises
 from tests.support.postgres import Server
-from tests.support.program import KEY, SECRET, Program
+from tests.support.program import KEY, SECRET, Program, disguises
 
 PASSWORD = "pass-canary-9f3c"
 SAFETY_NET_SECONDS = 60
