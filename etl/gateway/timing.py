@@ -22,6 +22,7 @@ RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _TOO_LOW: Final = "[gateway] requests_per_second is too low for its concurrency"
+_PAUSED: Final = "the gateway had too much to do, and all requests pause for longer than that"
 _BUCKETS: Final = 4096
 _CORRECTED_BACK_MS: Final = 60_000
 _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
@@ -65,18 +66,13 @@ class RequestPacing:
             now = time.monotonic()
             turn = max(now, self._next, self._quiet_until)
             if turn >= deadline.ends_at:
-                raise _no_turn(deadline, paused=self._quiet_until >= deadline.ends_at)
+                paused = self._quiet_until >= deadline.ends_at
+                why, code = (_PAUSED, "http_429") if paused else (_TOO_LOW, "deadline")
+                error = GatewayUnreachable(f"no turn within the deadline of {deadline.seconds:g} s: {why}", code=code)
+                error.gateway_down_evidence = paused
+                raise error
             self._next = turn + self._interval
         return turn - now
-
-
-def _no_turn(deadline: Deadline, *, paused: bool) -> GatewayUnreachable:
-    why = "the gateway had too much to do, and all requests pause for longer than that" if paused else _TOO_LOW
-    error = GatewayUnreachable(
-        f"no turn within the deadline of {deadline.seconds:g} s: {why}", code="http_429" if paused else "deadline"
-    )
-    error.gateway_down_evidence = paused
-    return error
 
 
 def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:

@@ -306,7 +306,8 @@ def test_a_lock_that_lasts_is_logged_while_it_lasts(
 def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
     sqlite_file: Path, connected: Connect
 ) -> None:
-    sqlite3.connect(sqlite_file).execute("PRAGMA journal_mode = wal").close()
+    with closing(sqlite3.connect(sqlite_file)) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
     several = [connected(sqlite_file) for _ in range(8)]
     together = threading.Barrier(len(several), timeout=SAFETY_NET_SECONDS)
 
@@ -322,7 +323,8 @@ def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
 def test_wal_is_used_only_where_the_library_is_safe(
     sqlite_file: Path, connected: Connect, monkeypatch: pytest.MonkeyPatch, library: tuple[int, ...], mode: str
 ) -> None:
-    sqlite3.connect(sqlite_file).execute(f"PRAGMA journal_mode = {'wal' if mode == 'delete' else 'delete'}").close()
+    with closing(sqlite3.connect(sqlite_file)) as raw:
+        raw.execute(f"PRAGMA journal_mode = {'wal' if mode == 'delete' else 'delete'}")
     monkeypatch.setattr(sqlite3, "sqlite_version_info", library)
     with reading(connected(sqlite_file)) as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,8 @@ def test_a_missing_schema_is_created_on_sqlite_and_required_on_postgresql(
 
 
 def test_a_database_of_another_program_is_not_taken_over(tmp_path: Path, connected: Connect) -> None:
-    sqlite3.connect(tmp_path / "x.db").execute("CREATE TABLE theirs (id INTEGER)").close()
+    with closing(sqlite3.connect(tmp_path / "x.db")) as theirs:
+        theirs.execute("CREATE TABLE theirs (id INTEGER)")
     with pytest.raises(SchemaMismatch, match="has no Flowtrail schema"):
         require_current(connected(tmp_path / "x.db"), create_if_empty_sqlite=True)
 
