@@ -75,6 +75,26 @@ def test_a_block_that_ends_is_committed_and_one_that_raises_is_not(engine: Engin
     assert names(engine) == ["kept"]
 
 
+def test_a_rollback_that_fails_does_not_hide_what_was_rolled_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As psycopg's does through PgBouncer, now and then, after an error within a pipeline."""
+
+    def fail(_connection: object) -> None:
+        raise engine.dialect.loaded_dbapi.InternalError("received 2 results from command 'ROLLBACK'")
+
+    def read() -> None:
+        with writing(engine) as connection:
+            monkeypatch.setattr(engine.dialect, "do_rollback", fail)
+            connection.execute(text("SELECT * FROM no_such_table"))
+
+    with pytest.raises(DatabaseError, match="no_such_table"):
+        read()
+    monkeypatch.undo()
+    with writing(engine) as connection:
+        connection.execute(text("SELECT 1"))
+
+
 def test_ddl_is_rolled_back_like_anything_else(engine: Engine) -> None:
     assert the_block_fails(engine, "CREATE TABLE another (id INTEGER)")
     with reading(engine) as connection:
