@@ -157,14 +157,13 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Qu
     code, quoted = f"http_{status}", f", and said {quote(body)}" if body.strip() else ""
     if status == 429 or 500 <= status <= 599:
         text = _STATUSES.get(status, "the gateway or the service behind it failed")
-        return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code, http_status=status)
+        return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code)
     if 300 <= status <= 399:
         message = f"HTTP {status}, a redirect{_redirect_host(headers)}, is never followed: check [gateway] url"
-        return Refused(message, code=code, http_status=status)
+        return Refused(message, code=code)
     if not 400 <= status <= 499:
-        message = f"HTTP {status} instead of 200 and a list{quoted}"
-        return Malformed(message, code="malformed", http_status=status)
-    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code, http_status=status)
+        return Malformed(f"HTTP {status} instead of 200 and a list{quoted}", code="malformed")
+    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code)
     error.gateway_down_evidence = status == 401
     return error
 
@@ -178,7 +177,7 @@ def _redirect_host(headers: Mapping[str, str]) -> str:
     return f" to {printable(f'{parts.scheme}://{host}')[:80]}" if host else ""
 
 
-def code_error(code: int, message: str, request_id: str | None = None) -> GatewayError:
+def code_error(code: int, message: str) -> GatewayError:
     """The error for a well-formed envelope with a code other than 0; ``message`` is quoted already."""
     text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {message}' if message else ''}"
     kind: type[GatewayError] = Refused
@@ -186,15 +185,14 @@ def code_error(code: int, message: str, request_id: str | None = None) -> Gatewa
         kind = TransientGatewayError
     elif code in _RETRIED_TOKEN_CODES:
         kind = GatewayUnreachable
-    error = kind(text, code=str(code), http_status=200, request_id=request_id)
+    error = kind(text, code=str(code))
     error.gateway_down_evidence = code in _TOKEN_CODES
     return error
 
 
-def malformed(call: str, problem: str, request_id: str | None = None) -> Malformed:
+def malformed(call: str, problem: str) -> Malformed:
     """The error for an answer that is not what the documentation of ``call`` promises."""
-    text = f"the answer is not what {call} promises: {problem}"
-    return Malformed(text, code="malformed", http_status=200, request_id=request_id)
+    return Malformed(f"the answer is not what {call} promises: {problem}", code="malformed")
 
 
 def place_of(error: Exception) -> str:
