@@ -45,29 +45,22 @@ def write_failures(
 ) -> int | None:
     """Write what ``outcomes`` say of failures, holds, and the targets that are ``stale``. Returns the id of the first
     issue."""
-    issues = [
-        (outcome, outcome.issue or Issue(None, STALE), outcome.fence.target_id in stale)
-        for outcome in outcomes
-        if outcome.issue is not None or outcome.fence.target_id in stale
-    ]
-    failed = [_failure(o, issue) for o, issue, is_stale in issues if o.verdict == "failed" and not is_stale]
+    told = (o for o in outcomes if o.issue is not None or o.fence.target_id in stale)
+    rows = [_issue_row(run_id, outcome, outcome.fence.target_id in stale) for outcome in told]
+    failed = [_failure(**row) for row in rows if row["verdict"] == "failed"]
     execute_many(connection, _FAILED, failed)
-    rows = [_issue_row(run_id, *each) for each in issues]
     first = [connection.execute(_FIRST_ISSUE, row).scalar_one() for row in rows[:1]]
     execute_many(connection, insert(sync_issue), rows[1:])
     return first[0] if first else None
 
 
-def _failure(outcome: Outcome, issue: Issue) -> dict[str, Any]:
-    return {
-        "target_id": outcome.fence.target_id,
-        "error_code": issue.error_code,
-        "tells_nothing": issue.error_code in TELLS_NOTHING,
-        "message": issue.message,
-    }
+def _failure(target_id: int, error_code: str, message: str, **_: Any) -> dict[str, Any]:
+    tells_nothing = error_code in TELLS_NOTHING
+    return {"target_id": target_id, "error_code": error_code, "message": message, "tells_nothing": tells_nothing}
 
 
-def _issue_row(run_id: int, outcome: Outcome, issue: Issue, is_stale: bool) -> dict[str, Any]:
+def _issue_row(run_id: int, outcome: Outcome, is_stale: bool) -> dict[str, Any]:
+    issue = outcome.issue or Issue(None, STALE)
     return {
         "run_id": run_id,
         "target_id": outcome.fence.target_id,

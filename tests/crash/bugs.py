@@ -183,7 +183,7 @@ BUGS = (
              "if False"),
     ], ["sweep:PostgreSQL, change, twice for good", "test_sync", "test_verdict"]),
     _bug("a refusal over a reused connection is believed", "etl/gateway",
-         '    elif call.own_connection or (error.transient and error.code != "desync"):',
+         '    elif pending.own_connection or (error.transient and error.code != "desync"):',
          "    elif True:",
          "test_gateway_connections", "test_sync"),
     _bug("bytes after the end of an answer go unnoticed", "etl/gateway",
