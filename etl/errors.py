@@ -137,16 +137,12 @@ class GatewayError(FlowtrailError):
         message: str,
         *,
         code: str,
-        http_status: int | None = None,
-        request_id: str | None = None,
         attempts: int = 1,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
-        self.http_status = http_status
-        self.request_id = request_id
         self.attempts = attempts
         self.retry_after_seconds = retry_after_seconds
 

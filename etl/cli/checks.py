@@ -97,7 +97,7 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
         return
     if app.settings.scale.dask:
         yield _tried("cluster", lambda: app.cluster.connect() if app.cluster else "")
-    yield (token := _tried("token", lambda: str(app.gateway.check_token())))
+    yield (token := _tried("token", app.gateway.check_token))
     if not token.ok:
         return
     yield _timezone(app)

@@ -22,7 +22,6 @@ import msgspec
 
 from etl.domain.answers import Detail, zone_of
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
-from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
 from etl.gateway.errors import Quote, code_error, malformed, place_of
 from etl.gateway.strict import field_problem, first_problem, half_character_in
@@ -120,7 +119,6 @@ class Envelope(NamedTuple):
 
     data: msgspec.Raw
     data_hash: str
-    request_id: str | None
     keys: int
     """How many of the documented keys the envelope has."""
 
@@ -142,16 +140,12 @@ def read_snapshot(
     answer ``before`` if they hash to the same. Raises by the error code, or Malformed."""
     reply = answer.reply
     envelope = read_envelope(_CALL, reply.body, answer.quote, api)
-    try:
-        if envelope.data_hash == known_data_hash:
-            listed = None
-        elif before is not None and before.flows is not None and envelope.data_hash == before.data_hash:
-            listed = FlowList(before.flows, before.keys, before.absent)
-        else:
-            listed = read_flows(envelope.data, api)
-    except GatewayError as error:
-        error.request_id = envelope.request_id
-        raise
+    if envelope.data_hash == known_data_hash:
+        listed = None
+    elif before is not None and before.flows is not None and envelope.data_hash == before.data_hash:
+        listed = FlowList(before.flows, before.keys, before.absent)
+    else:
+        listed = read_flows(envelope.data, api)
     return Snapshot(
         target=target,
         flows=None if listed is None else listed.flows,
@@ -179,15 +173,12 @@ def read_envelope(
     code = _code(envelope, api)
     if code is None:
         raise malformed(call, _bad_code(envelope, body, quote, api))
-    request_id = _request_id(envelope.request_id)
     if code not in successes:
-        raise code_error(
-            code, quoted_message(envelope.message, quote) or quoted_message(envelope.msg, quote), request_id
-        )
+        raise code_error(code, quoted_message(envelope.message, quote) or quoted_message(envelope.msg, quote))
     if not bytes(envelope.data):
-        raise malformed(call, "it has no data", request_id)
+        raise malformed(call, "it has no data")
     keys = sum(memoryview(raw).nbytes > 0 for raw in msgspec.structs.astuple(envelope))
-    return Envelope(envelope.data, hashlib.sha256(envelope.data).hexdigest(), request_id, keys)
+    return Envelope(envelope.data, hashlib.sha256(envelope.data).hexdigest(), keys)
 
 
 def _code(envelope: _RawEnvelope, api: Api) -> int | None:
@@ -309,22 +300,11 @@ def as_integer(raw: msgspec.Raw | None) -> int | None:
 
 def quoted_message(raw: msgspec.Raw | None, quote: Quote) -> str:
     """The text of a ``msg`` field, quoted; empty where there is none."""
-    text = _text(raw)
-    return quote(text) if text else ""
-
-
-def _request_id(raw: msgspec.Raw) -> str | None:
-    text = _text(raw)
-    return text if text and re.fullmatch(r"[\w.:-]{1,100}", text, re.ASCII) else None
-
-
-def _text(raw: msgspec.Raw | None) -> str | None:
-    if raw is None or not bytes(raw):
-        return None
     try:
-        return msgspec.json.decode(raw, type=str)
+        text = msgspec.json.decode(raw or b'""', type=str)
     except ValueError:
-        return None
+        return ""
+    return quote(text) if text else ""
 
 
 def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:

@@ -6,8 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
+from typing import Final, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 import structlog
@@ -17,14 +16,15 @@ from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
 from etl.domain.answers import Detail
 from etl.domain.model import Snapshot, Target
-from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, TransientGatewayError
+from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem
 from etl.gateway import calls, rosters
 from etl.gateway.answer import RawAnswer, read_detail, read_snapshot, read_timezone
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
-from etl.gateway.errors import RENEWING, SLOWING, Hidden, excerpt, retry_after_seconds, status_error
+from etl.gateway.errors import SLOWING, Hidden, excerpt, retry_after_seconds, status_error
 from etl.gateway.recording import Exchange
-from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, retry_until_deadline
+from etl.gateway.repeating import Pending, Repeater
+from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
 from etl.system.clock import utc_now
@@ -43,35 +43,6 @@ _DESYNC: Final = (
     "the gateway or a proxy in front of it sent bytes that belong to no request: tell its operator. Nothing was "
     "recorded from them, but other clients may get answers that are not theirs"
 )
-
-_SAID_EVERY_SECONDS: Final = 60.0
-"""How often the log says that requests are tried again."""
-
-
-class TokenCheck(NamedTuple):
-    """The result of `check_token`. ``clock_skew`` is how far the gateway's clock is ahead of ours; None: unknown."""
-
-    expires_in: dt.timedelta | None
-    clock_skew: dt.timedelta | None
-
-    def __str__(self) -> str:
-        if self.expires_in is None:
-            return "none needed"
-        skew = "" if self.clock_skew is None else f", clocks apart by {abs(self.clock_skew.total_seconds()):.0f} s"
-        return f"valid for another {self.expires_in.total_seconds():.0f} s{skew}"
-
-
-@dataclass(slots=True)
-class _Call(Generic[T]):
-    """One request until its answer, and what was tried so far."""
-
-    request: Request
-    read: Callable[[RawAnswer], T]
-    deadline: Deadline
-    own_connection: bool = False
-    attempts: int = 0
-    refused_token: Token | None = None
-    last_error: GatewayError | None = None
 
 
 class Gateway:
@@ -100,14 +71,13 @@ class Gateway:
         self._exchanged = exchanged or (lambda exchange: None)
         self._desynced = desynced or (lambda: None)
         self._warned_in: list[object] = []
-        self._saying = threading.Lock()
-        self._say_again_at = 0.0
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self._watchdog = Watchdog(stop or threading.Event())
         self._pace = RequestPacing(settings.requests_per_second)
         self._stamps = Timestamps(clock)
         self._tokens = TokenKeeper(self._issue) if settings.auth == "token" else None
+        self._repeater = Repeater(self._tokens)
         self._transport = Transport(settings, self._watchdog, clock, self._desync_seen)
 
     def __repr__(self) -> str:
@@ -155,7 +125,9 @@ class Gateway:
 
         request = calls.my_flows(self._api, target)
         with self._watchdog.watch(self._deadline_seconds) as deadline:
-            return self._run(_Call(request, read, deadline, own_connection=own_connection))
+            return self._repeater.until_answered(
+                Pending(request, read, deadline, own_connection=own_connection), self._send
+            )
 
     def detail(self, org_id: str, flow_id: str, user_id: str, within_seconds: float) -> Detail:
         """What EnOS says about a workflow, asked as a user who sees it, within this time and ``deadline``. Raises
@@ -166,13 +138,15 @@ class Gateway:
 
         request = calls.flow(self._api, org_id, flow_id, user_id)
         with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
-            return self._run(_Call(request, read, deadline))
+            return self._repeater.until_answered(Pending(request, read, deadline), self._send)
 
     def timezone(self, within_seconds: float) -> str:
         """The zone of EnOS's clock, as it says, such as "GMT+8". Raises GatewayError, or Interrupted."""
         request = calls.timezone(self._api)
         with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
-            return self._run(_Call(request, lambda answered: read_timezone(answered, self._api), deadline))
+            return self._repeater.until_answered(
+                Pending(request, lambda answered: read_timezone(answered, self._api), deadline), self._send
+            )
 
     def roster(self, org_id: str) -> frozenset[str]:
         """The ids of all users of an organisation, within ``deadline`` for all pages. Raises GatewayError, or
@@ -181,76 +155,28 @@ class Gateway:
 
             def page(number: int) -> rosters.Page:
                 request = calls.roster_page(self._api, org_id, number)
-                return self._run(_Call(request, rosters.read_page, deadline, own_connection=True))
+                return self._repeater.until_answered(
+                    Pending(request, rosters.read_page, deadline, own_connection=True), self._send
+                )
 
             return rosters.collected(page)
 
-    def check_token(self) -> TokenCheck:
-        """Asks for a token, without a retry; for `flowtrail check`. Raises GatewayError, or Interrupted."""
+    def check_token(self) -> str:
+        """Asks for a token, without a retry, and says for how long it is valid, and how far the gateway's clock is from
+        ours; for `flowtrail check`. Raises GatewayError, or Interrupted."""
         if self._tokens is None:
-            return TokenCheck(None, self.clock_skew)
+            return "none needed"
         with self._watchdog.watch(self._deadline_seconds) as deadline:
-            token = self._tokens.current(deadline)
-        return TokenCheck(dt.timedelta(seconds=token.expires_at - time.monotonic()), self.clock_skew)
+            left = self._tokens.current(deadline).expires_at - time.monotonic()
+        skew = f", clocks apart by {abs(self.clock_skew.total_seconds()):.0f} s" if self.clock_skew is not None else ""
+        return f"valid for another {left:.0f} s{skew}"
 
-    def _run(self, call: _Call[T]) -> T:
-        """Send a request until it is answered, refused for good, or its deadline has come."""
-        try:
-            call.deadline.check()
-            try:
-                return self._attempt(call)
-            except TransientGatewayError as error:
-                self._say_retry(error, call)
-                return retry_until_deadline(lambda: self._attempt(call), error, call.deadline)
-        except GatewayError as error:
-            _complete(error, call)
-            raise
-
-    def _say_retry(self, error: TransientGatewayError, call: _Call[T]) -> None:
-        """Log that a request is tried again; once a minute, however many requests are."""
-        now = time.monotonic()
-        with self._saying:
-            if not helps_to_retry(error) or now < self._say_again_at:
-                return
-            self._say_again_at = now + _SAID_EVERY_SECONDS
-        structlog.get_logger(__name__).info(
-            "request_retried",
-            call=call.request.call,
-            error_code=error.code,
-            message=error.message,
-            remedy=f"it is tried again until its deadline, in {max(call.deadline.remaining(), 0):.0f} s; so are others",
-        )
-
-    def _attempt(self, call: _Call[T]) -> T:
-        """One attempt, with what has to be asked again at once."""
-        try:
-            while True:
-                token = self._token(call)
-                try:
-                    return self._send(call, token)
-                except GatewayError as error:
-                    if not _asks_again(call, error, token):
-                        raise
-        except TransientGatewayError as error:
-            if error.code != "deadline":
-                call.last_error = error
-            raise
-
-    def _token(self, call: _Call[T]) -> Token | None:
-        if self._tokens is None:
-            return None
-        try:
-            return self._tokens.current(call.deadline, call.refused_token)
-        except GatewayError:
-            call.attempts += 1
-            raise
-
-    def _send(self, call: _Call[T], token: Token | None) -> T:
-        self._pace.wait_for_turn(call.deadline)
-        call.attempts += 1
-        moment = self._stamps.next(call.request.asker)
-        signed = {} if token is None else call.request.signed(token.value, token.secret, moment.timestamp_ms)
-        return self._exchange(call, signed, moment.at, (self._key, *signed.values(), *(token[1:3] if token else ())))
+    def _send(self, pending: Pending[T], token: Token | None) -> T:
+        self._pace.wait_for_turn(pending.deadline)
+        pending.attempts += 1
+        moment = self._stamps.next(pending.request.asker)
+        signed = {} if token is None else pending.request.signed(token.value, token.secret, moment.timestamp_ms)
+        return self._exchange(pending, signed, moment.at, (self._key, *signed.values(), *(token[1:3] if token else ())))
 
     def _issue(self, deadline: Deadline) -> Issued:
         """One call to the token service, with the secret as it is now."""
@@ -262,12 +188,12 @@ class Gateway:
         def read(answered: RawAnswer) -> Issued:
             return read_token(answered.reply.body, secret, answered.quote)
 
-        call = _Call(request, read, deadline, own_connection=True, attempts=1)
-        return self._exchange(call, {}, moment.at, (self._key, secret, proof))
+        pending = Pending(request, read, deadline, own_connection=True, attempts=1)
+        return self._exchange(pending, {}, moment.at, (self._key, secret, proof))
 
-    def _exchange(self, call: _Call[T], signed: dict[str, str], asked_at: dt.datetime, hidden: Iterable[str]) -> T:
+    def _exchange(self, pending: Pending[T], signed: dict[str, str], asked_at: dt.datetime, hidden: Iterable[str]) -> T:
         """The content of the answer, or the error that it means; both are reported to ``exchanged``."""
-        request, began, reply = call.request, time.monotonic(), cast("Reply | None", None)
+        request, began, reply = pending.request, time.monotonic(), cast("Reply | None", None)
 
         def shown(found: bytes | str) -> str:
             return NOT_QUOTED if request.is_personal else excerpt(found, hidden)
@@ -278,20 +204,20 @@ class Gateway:
                 self._path + request.address,
                 _HEADERS | request.headers | signed,
                 request.body.encode() or None,
-                call.deadline,
-                own_connection=call.own_connection,
+                pending.deadline,
+                own_connection=pending.own_connection,
             )
             self._refuse(reply, asked_at, shown)
-            content = call.read(RawAnswer(reply, asked_at, shown, call.attempts))
+            content = pending.read(RawAnswer(reply, asked_at, shown, pending.attempts))
         except GatewayError as error:
             if reply:
                 error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
             if error.code in SLOWING:
                 self._pace.slow_down(error.retry_after_seconds)
-            self._exchanged(Exchange(request, call.attempts, time.monotonic() - began, reply, error.code))
+            self._exchanged(Exchange(request, pending.attempts, time.monotonic() - began, reply, error.code))
             raise
         self._pace.answered()
-        self._exchanged(Exchange(request, call.attempts, time.monotonic() - began, reply, None))
+        self._exchanged(Exchange(request, pending.attempts, time.monotonic() - began, reply, None))
         return content
 
     def _desync_seen(self) -> None:
@@ -327,29 +253,3 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
     if not safe or not url.hostname or "@" in url.netloc or url.query or url.fragment:
         problem = "must be https://host[/path], without user, query and fragment (http only on this machine)"
         raise ConfigError([Problem("gateway.url", problem)])
-
-
-def _asks_again(call: _Call[T], error: GatewayError, token: Token | None) -> bool:
-    """Whether to ask again at once, over a separate connection.
-
-    A token that is not accepted is renewed, once per target. A refusal over a kept connection may be meant for another
-    request. Errors that are retried anyway are not asked again here, but for a connection that mixes up answers.
-    """
-    if token is not None and error.code in RENEWING:
-        if call.refused_token:
-            return False
-        call.refused_token, call.last_error = token, error
-    elif call.own_connection or (error.transient and error.code != "desync"):
-        return False
-    call.own_connection = True
-    return True
-
-
-def _complete(error: GatewayError, call: _Call[T]) -> None:
-    """Add what only the whole call knows: the number of attempts, and the error before the last one."""
-    error.attempts = call.attempts
-    if error.code == "deadline" and call.last_error is not None:
-        error.message += f"; before that: {call.last_error.message}"
-    elif error.code in RENEWING and call.refused_token:
-        error.message += "; the new token is not accepted either"
-    error.args = (error.message,)

@@ -12,11 +12,13 @@ from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import h11
+from requests import exceptions
 from requests.structures import CaseInsensitiveDict
 from urllib3.util.ssltransport import SSLTransport
 
-from etl.errors import GatewayUnreachable, Malformed
-from etl.gateway.deadline import Handle
+from etl.errors import FlowtrailError, GatewayUnreachable, Malformed
+from etl.gateway.deadline import Deadline, Handle
+from etl.printable import printable
 
 IdleState = Literal["quiet", "closed", "stray"]
 """The state of an idle connection: nothing came, its end came, or bytes that belong to no request."""
@@ -80,13 +82,13 @@ class Connection:
             if data := self.connected.recv(_RECEIVED_BYTES):
                 self._http.receive_data(data)
             elif waits:
-                raise _cut_short() if begun else unanswered()
+                raise cut_short() if begun else unanswered()
             else:
                 self._http.receive_data(b"")
                 try:
                     return cast(h11.Event, self._http.next_event())
                 except h11.RemoteProtocolError:
-                    raise _cut_short() from None
+                    raise cut_short() from None
         if len(getattr(event, "headers", ())) > _MOST_HEADERS:
             raise NotHTTP(f"more than {_MOST_HEADERS} headers")
         return event
@@ -113,7 +115,7 @@ class Connection:
             while at < count:
                 with view[at:] as rest:  # released, even if the traceback of an error holds it
                     if not (received := self.connected.recv_into(rest)):
-                        raise _cut_short()
+                        raise cut_short()
                 at += received
         return body.getvalue()
 
@@ -173,8 +175,8 @@ def desync(when: str) -> GatewayUnreachable:
     )
 
 
-def _cut_short() -> GatewayUnreachable:
-    return GatewayUnreachable("the answer is cut short", code="truncated")
+def cut_short(what: str = "the answer") -> GatewayUnreachable:
+    return GatewayUnreachable(f"{what} is cut short", code="truncated")
 
 
 def _too_large(max_bytes: int) -> Malformed:
@@ -221,4 +223,68 @@ def _decoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
             yield step
             data = stream.unused_data if stream.eof else stream.unconsumed_tail
     if stream is not None and not stream.eof:
-        raise GatewayUnreachable("the gzip stream of the body is cut short", code="truncated")
+        raise cut_short("the gzip stream of the body")
+
+
+# What the errors of others mean: the messages never quote one, because it contains the URL and query
+
+CERTIFICATE: Final = "tls_certificate"
+FOREIGN: Final = (OSError, h11.ProtocolError, ValueError)
+"""Sockets, ssl and requests; the bytes of an answer; host names."""
+
+_NOT_REACHED: Final = "check [gateway] url and the network"
+_SECURE: Final = "no secure connection ({reason}): check that [gateway] url leads to a TLS 1.2 or 1.3 server"
+_MEANINGS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
+    (
+        ssl.SSLCertVerificationError,
+        CERTIFICATE,
+        "the gateway's certificate is refused ({reason}): check [gateway] url and ca_bundle",
+    ),
+    (ssl.SSLError, "tls", _SECURE),
+    (exceptions.SSLError, "tls", _SECURE),
+    (exceptions.ProxyError, "proxy", "the proxy does not connect ({reason}): check [gateway] proxy"),
+    (socket.gaierror, "dns", "the gateway's name is not found ({reason}): check [gateway] url and the name service"),
+    (exceptions.ConnectTimeout, "timeout", "no connection within {seconds}: " + _NOT_REACHED),
+    (TimeoutError, "timeout", "no data received for {seconds}"),
+    (exceptions.ConnectionError, "connection", "no connection ({reason}): " + _NOT_REACHED),
+    (h11.ProtocolError, "protocol", "the answer is not HTTP ({reason})"),
+    (ConnectionError, "connection", "the connection broke ({reason})"),
+    (Exception, "connection", "the request failed ({reason}): " + _NOT_REACHED),
+)
+
+
+def translated(error: BaseException, deadline: Deadline, seconds: float) -> FlowtrailError:
+    """Our error for a foreign one; after the deadline or a stop, that is the reason for any error.
+
+    ``seconds`` is the timeout that the socket had for connecting and for each read.
+    """
+    if deadline.cut or deadline.remaining() <= 0:
+        try:
+            deadline.check()
+        except FlowtrailError as reason:
+            return reason
+    return error if isinstance(error, FlowtrailError) else explained(error, seconds)
+
+
+def explained(error: BaseException, seconds: float) -> GatewayUnreachable:
+    """The meaning of a foreign error: the first line of the table that fits it or an error that it was raised from."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    code, text = next((c, t) for kind, c, t in _MEANINGS if any(isinstance(cause, kind) for cause in causes))
+    return GatewayUnreachable(text.format(seconds=f"{seconds:g} s", reason=_reason(causes)), code=code)
+
+
+def _reason(causes: list[BaseException]) -> str:
+    """The system's message for the innermost error, or the name of its type."""
+    for cause in reversed(causes):
+        if isinstance(cause, NotHTTP | exceptions.ProxyError | FlowtrailError) and cause.args:
+            return str(cause)
+        if isinstance(cause, ssl.SSLError):
+            reason = (
+                getattr(cause, "verify_message", "") or (getattr(cause, "reason", None) or "").replace("_", " ").lower()
+            )
+            return printable(reason)[:100] or type(cause).__name__
+        if isinstance(cause, OSError) and isinstance(cause.strerror, str):
+            return printable(cause.strerror)[:100].lower()
+    return "no answer in time" if isinstance(causes[-1], TimeoutError) else type(causes[-1]).__name__

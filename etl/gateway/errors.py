@@ -1,7 +1,7 @@
-"""What went wrong, and what to do about it: exceptions of libraries, HTTP statuses and EnOS codes become our errors.
+"""What a gateway answers other than a list, and what to do about it: HTTP statuses and EnOS codes become our errors.
 
-The messages say what happened and where to look. They never quote a foreign message, which contains the URL and query,
-and of foreign text only an excerpt: short, on one line, and without secrets.
+The messages say what happened and where to look. Of foreign text they quote only an excerpt: short, on one line, and
+without secrets. What happens to an answer on its way is in ``connection``.
 
 | HTTP status | meaning | what follows |
 |---|---|---|
@@ -29,8 +29,6 @@ import base64
 import datetime as dt
 import json
 import re
-import socket
-import ssl
 from collections.abc import Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -39,77 +37,8 @@ from typing import Final
 from urllib.parse import quote as url_quote
 from urllib.parse import urlsplit
 
-import h11
-from requests import exceptions
-
-from etl.errors import FlowtrailError, GatewayError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
-from etl.gateway.connection import NotHTTP
-from etl.gateway.deadline import Deadline
+from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
 from etl.printable import printable
-
-CERTIFICATE: Final = "tls_certificate"
-FOREIGN: Final = (OSError, h11.ProtocolError, ValueError)
-"""Sockets, ssl and requests; the bytes of an answer; host names."""
-
-_NOT_REACHED: Final = "check [gateway] url and the network"
-_SECURE: Final = "no secure connection ({reason}): check that [gateway] url leads to a TLS 1.2 or 1.3 server"
-_MEANINGS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
-    (
-        ssl.SSLCertVerificationError,
-        CERTIFICATE,
-        "the gateway's certificate is refused ({reason}): check [gateway] url and ca_bundle",
-    ),
-    (ssl.SSLError, "tls", _SECURE),
-    (exceptions.SSLError, "tls", _SECURE),
-    (exceptions.ProxyError, "proxy", "the proxy does not connect ({reason}): check [gateway] proxy"),
-    (socket.gaierror, "dns", "the gateway's name is not found ({reason}): check [gateway] url and the name service"),
-    (exceptions.ConnectTimeout, "timeout", "no connection within {seconds}: " + _NOT_REACHED),
-    (TimeoutError, "timeout", "no data received for {seconds}"),
-    (exceptions.ConnectionError, "connection", "no connection ({reason}): " + _NOT_REACHED),
-    (h11.ProtocolError, "protocol", "the answer is not HTTP ({reason})"),
-    (ConnectionError, "connection", "the connection broke ({reason})"),
-    (Exception, "connection", "the request failed ({reason}): " + _NOT_REACHED),
-)
-
-
-def translated(error: BaseException, deadline: Deadline, seconds: float) -> FlowtrailError:
-    """Our error for a foreign one; after the deadline or a stop, that is the reason for any error.
-
-    ``seconds`` is the timeout that the socket had for connecting and for each read.
-    """
-    if deadline.cut or deadline.remaining() <= 0:
-        try:
-            deadline.check()
-        except FlowtrailError as reason:
-            return reason
-    return error if isinstance(error, FlowtrailError) else explained(error, seconds)
-
-
-def explained(error: BaseException, seconds: float) -> GatewayUnreachable:
-    """The meaning of a foreign error: the first line of the table that fits it or an error that it was raised from."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    code, text = next((c, t) for kind, c, t in _MEANINGS if any(isinstance(cause, kind) for cause in causes))
-    return GatewayUnreachable(text.format(seconds=f"{seconds:g} s", reason=_reason(causes)), code=code)
-
-
-def _reason(causes: list[BaseException]) -> str:
-    """The system's message for the innermost error, or the name of its type."""
-    for cause in reversed(causes):
-        if isinstance(cause, NotHTTP | exceptions.ProxyError | FlowtrailError) and cause.args:
-            return str(cause)
-        if isinstance(cause, ssl.SSLError):
-            reason = (
-                getattr(cause, "verify_message", "") or (getattr(cause, "reason", None) or "").replace("_", " ").lower()
-            )
-            return printable(reason)[:100] or type(cause).__name__
-        if isinstance(cause, OSError) and isinstance(cause.strerror, str):
-            return printable(cause.strerror)[:100].lower()
-    return "no answer in time" if isinstance(causes[-1], TimeoutError) else type(causes[-1]).__name__
-
-
-# What a gateway answers
 
 Quote = Callable[[bytes | str], str]
 
@@ -157,14 +86,13 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Qu
     code, quoted = f"http_{status}", f", and said {quote(body)}" if body.strip() else ""
     if status == 429 or 500 <= status <= 599:
         text = _STATUSES.get(status, "the gateway or the service behind it failed")
-        return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code, http_status=status)
+        return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code)
     if 300 <= status <= 399:
         message = f"HTTP {status}, a redirect{_redirect_host(headers)}, is never followed: check [gateway] url"
-        return Refused(message, code=code, http_status=status)
+        return Refused(message, code=code)
     if not 400 <= status <= 499:
-        message = f"HTTP {status} instead of 200 and a list{quoted}"
-        return Malformed(message, code="malformed", http_status=status)
-    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code, http_status=status)
+        return Malformed(f"HTTP {status} instead of 200 and a list{quoted}", code="malformed")
+    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code)
     error.gateway_down_evidence = status == 401
     return error
 
@@ -178,7 +106,7 @@ def _redirect_host(headers: Mapping[str, str]) -> str:
     return f" to {printable(f'{parts.scheme}://{host}')[:80]}" if host else ""
 
 
-def code_error(code: int, message: str, request_id: str | None = None) -> GatewayError:
+def code_error(code: int, message: str) -> GatewayError:
     """The error for a well-formed envelope with a code other than 0; ``message`` is quoted already."""
     text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {message}' if message else ''}"
     kind: type[GatewayError] = Refused
@@ -186,15 +114,14 @@ def code_error(code: int, message: str, request_id: str | None = None) -> Gatewa
         kind = TransientGatewayError
     elif code in _RETRIED_TOKEN_CODES:
         kind = GatewayUnreachable
-    error = kind(text, code=str(code), http_status=200, request_id=request_id)
+    error = kind(text, code=str(code))
     error.gateway_down_evidence = code in _TOKEN_CODES
     return error
 
 
-def malformed(call: str, problem: str, request_id: str | None = None) -> Malformed:
+def malformed(call: str, problem: str) -> Malformed:
     """The error for an answer that is not what the documentation of ``call`` promises."""
-    text = f"the answer is not what {call} promises: {problem}"
-    return Malformed(text, code="malformed", http_status=200, request_id=request_id)
+    return Malformed(f"the answer is not what {call} promises: {problem}", code="malformed")
 
 
 def place_of(error: Exception) -> str:

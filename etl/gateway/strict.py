@@ -54,7 +54,7 @@ def reread_strictly(snapshot: Snapshot) -> None:
             raise _Problem("two JSON readers find different keys in it")
     except _Problem as problem:
         message = f"the answer is not what Get My Flow promises: {problem}"
-        raise Malformed(message, code="malformed", http_status=200, attempts=snapshot.attempts) from None
+        raise Malformed(message, code="malformed", attempts=snapshot.attempts) from None
 
 
 def first_problem(data: bytes) -> str | None:

@@ -1,31 +1,24 @@
-"""When a request may go out and with which timestamp, how long to pause between tries, and how far clocks are apart."""
+"""When a request may go out and with which timestamp, and how far clocks are apart."""
 
 from __future__ import annotations
 
 import datetime as dt
-import random
 import threading
 import time
 from array import array
 from collections.abc import Callable, Hashable, Mapping
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
-
-from etl.errors import GatewayUnreachable, PermanentGatewayError, TransientGatewayError
+from etl.errors import GatewayUnreachable, PermanentGatewayError
 from etl.gateway.deadline import Deadline
-from etl.gateway.errors import CERTIFICATE, http_date
+from etl.gateway.errors import http_date
 
-T = TypeVar("T")
-
-RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _TOO_LOW: Final = "[gateway] requests_per_second is too low for its concurrency"
 _PAUSED: Final = "the gateway had too much to do, and all requests pause for longer than that"
 _BUCKETS: Final = 4096
 _CORRECTED_BACK_MS: Final = 60_000
-_backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 class RequestPacing:
@@ -73,41 +66,6 @@ class RequestPacing:
                 raise error
             self._next = turn + self._interval
         return turn - now
-
-
-def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:
-    """Retries after a first failure: full jitter, ``Retry-After`` with a minimum, no pause beyond the deadline.
-
-    Raises the last error if the next pause would end after the deadline, and errors that are not transient at once.
-    """
-    failed = [first]
-
-    def again() -> T:
-        if failed:
-            raise failed.pop()
-        return work()
-
-    retrying = Retrying(
-        stop=stop_before_delay(max(deadline.remaining(), 0)),
-        wait=pause_seconds,
-        retry=retry_if_exception(helps_to_retry),
-        sleep=deadline.pause,
-        reraise=True,
-    )
-    return retrying(again)
-
-
-def helps_to_retry(error: BaseException) -> bool:
-    """Whether it is transient; a bad certificate stays bad, and a deadline that has passed stays passed."""
-    return isinstance(error, TransientGatewayError) and error.code not in (CERTIFICATE, "deadline")
-
-
-def pause_seconds(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_seconds if isinstance(error, TransientGatewayError) else None
-    if asked is None:
-        return _backoff(state)
-    return max(asked, RETRY_AFTER_FLOOR_SECONDS) + random.uniform(0, RETRY_AFTER_FLOOR_SECONDS)
 
 
 class Moment(NamedTuple):

@@ -20,9 +20,8 @@ from requests.structures import CaseInsensitiveDict
 from etl.config import GatewaySettings
 from etl.errors import FlowtrailError, GatewayError
 from etl.gateway.connecting import Connector
-from etl.gateway.connection import Connection, IdleState, desync, unanswered
+from etl.gateway.connection import FOREIGN, Connection, IdleState, desync, translated, unanswered
 from etl.gateway.deadline import Deadline, Watchdog
-from etl.gateway.errors import FOREIGN, translated
 
 _END_SECONDS: Final = 3.0
 """How long to wait for the gateway to close a connection that it was asked to close."""

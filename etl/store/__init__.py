@@ -36,7 +36,8 @@ from etl.store import (
 )
 from etl.store.answers import CHANGES_WITH_DETAILS, Changed
 from etl.store.bulk import grouped
-from etl.store.commit import STALE, was_committed
+from etl.store.commit import was_committed
+from etl.store.failures import STALE
 from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
 from etl.store.membership import Retirement

@@ -79,6 +79,11 @@ _VALUES_A_STATEMENT: Final = 3_000
 time."""
 
 
+def execute_many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
+
 def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Insert tuples in the order of ``columns``."""
     names = ", ".join(columns)

@@ -8,18 +8,15 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
 from sqlalchemy import (
-    Boolean,
     Connection,
     Select,
     Table,
     Update,
-    and_,
     bindparam,
     case,
     delete,
     func,
     insert,
-    or_,
     select,
     tuple_,
     update,
@@ -27,29 +24,14 @@ from sqlalchemy import (
 
 from etl.domain.chain import FORMAT, GENESIS
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Issue, Outcome, Span
+from etl.domain.model import Change, ChangeSet, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import answers, holds, turnover
-from etl.store.bulk import BulkValues, insert_into, insert_rows
+from etl.store.bulk import BulkValues, execute_many, insert_into, insert_rows
+from etl.store.failures import write_failures
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
 
-STALE: Final = "a newer observation of this target was committed first"
-
-_STAYS_REFUSED: Final = and_(
-    bindparam("tells_nothing", type_=Boolean), or_(*(target.c.last_error_code == code for code in REFUSED_FOR_GOOD))
-)
-"""A failure that says nothing about a target that EnOS refuses does not end the refusal."""
-_FAILED: Final = (
-    update(target)
-    .where(target.c.id == bindparam("target_id"))
-    .values(
-        consecutive_failures=target.c.consecutive_failures + 1,
-        last_error_code=case((_STAYS_REFUSED, target.c.last_error_code), else_=bindparam("error_code")),
-        last_error=case((_STAYS_REFUSED, target.c.last_error), else_=bindparam("message")),
-        observation_id=None,
-    )
-)
 _GIVEN: Final = BulkValues(
     target_id="bigint", version="int", moved="int", observation_id="bigint", answer_digest="text", data_hash="text",
     state_digest="text", flow_count="int", held_since="timestamptz", held_asked_at="timestamptz", held_at="timestamptz",
@@ -108,7 +90,6 @@ _HELD: Final = update(workflow).where(
 )
 _MISSING: Final = _HELD.values(missing_since=bindparam("since"))
 _DOUBTED: Final = _HELD.values(doubted=bindparam("doubts"))
-_FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
 
 
 class Applied(NamedTuple):
@@ -138,11 +119,11 @@ def apply(
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
     _replay(connection, numbered)
-    _execute_many(connection, _MISSING, holds.missing_rows(won))
-    _execute_many(connection, _DOUBTED, holds.doubted_rows(won))
-    _execute_many(connection, insert(hold_event), holds.hold_events(run_id, won))
-    _write_targets(connection, won, _open_spans(connection, won))
-    issue_id = _insert_issues(connection, run_id, outcomes, lost)
+    execute_many(connection, _MISSING, holds.missing_rows(won))
+    execute_many(connection, _DOUBTED, holds.doubted_rows(won))
+    execute_many(connection, insert(hold_event), holds.hold_events(run_id, won))
+    _write_answered(connection, won, _open_spans(connection, won))
+    issue_id = write_failures(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
     answers.keep_answers(connection, run_id, won)
     return Applied(lost, issue_id)
@@ -252,22 +233,11 @@ def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int
     return spans | _latest_ids(connection, observation, opened)
 
 
-def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:
-    failures = [_failure_row(o.fence.target_id, o.issue) for o in outcomes if o.verdict == "failed" and o.issue]
+def _write_answered(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:
     answered = [o for o in outcomes if o.verdict != "failed" and not o.only_extends]
-    _execute_many(connection, _FAILED, failures)
     if answered:
         rows = [_answer_row(o, spans.get(o.fence.target_id)) for o in answered]
         connection.execute(_ANSWERED[connection.dialect.name], _GIVEN.bound(connection, rows))
-
-
-def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:
-    return {
-        "target_id": target_id,
-        "error_code": issue.error_code,
-        "tells_nothing": issue.error_code in TELLS_NOTHING,
-        "message": issue.message,
-    }
 
 
 def _answer_row(outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:
@@ -284,36 +254,6 @@ def _answer_row(outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:
         outcome.observed_at if outcome.holds else None,
         *((outcome.asked_at, outcome.observed_at) if outcome.holds and outcome.asked_at else (None, None)),
     )
-
-
-def _insert_issues(connection: Connection, run_id: int, outcomes: Iterable[Outcome], lost: set[int]) -> int | None:
-    """Return the id of the first one."""
-    rows = [
-        _issue_row(run_id, outcome, outcome.fence.target_id in lost)
-        for outcome in outcomes
-        if outcome.issue is not None or outcome.fence.target_id in lost
-    ]
-    first = [connection.execute(_FIRST_ISSUE, row).scalar_one() for row in rows[:1]]
-    _execute_many(connection, insert(sync_issue), rows[1:])
-    return first[0] if first else None
-
-
-def _issue_row(run_id: int, outcome: Outcome, stale: bool) -> dict[str, Any]:
-    issue = outcome.issue or Issue(None, STALE)
-    return {
-        "run_id": run_id,
-        "target_id": outcome.fence.target_id,
-        "verdict": "stale" if stale else outcome.verdict,
-        "error_code": issue.error_code,
-        "message": f"{STALE}; this answer: {issue.message}" if stale and outcome.issue else issue.message,
-        "attempts": issue.attempts,
-        "missing": issue.missing,
-    }
-
-
-def _execute_many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(statement, rows)
 
 
 def was_committed(connection: Connection, outcomes: Sequence[Outcome], applied: Applied) -> bool:

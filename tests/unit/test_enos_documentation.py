@@ -188,7 +188,7 @@ def test_each_documented_request_goes_out_byte_for_byte_and_its_sample_is_read(c
 
 def test_the_token_request_goes_out_byte_for_byte_and_its_misspelt_sample_is_read() -> None:
     with enos(auth="token") as (gateway, server):
-        assert gateway.check_token().expires_in
+        assert gateway.check_token().startswith("valid")
     (request,) = server.requests
     assert request.lines[0] == "POST /apim-token-service/v2.0/token/get HTTP/1.1"
     assert "Content-Type: application/json" in request.lines

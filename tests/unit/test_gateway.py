@@ -204,7 +204,7 @@ def test_a_final_status_is_not_retried(status: int) -> None:
     with Hostile(http('{"error":"no"}', status)) as server:
         error = failure(server, own_connection=True)
     assert isinstance(error, Refused)
-    assert (error.code, error.http_status, error.attempts) == (f"http_{status}", status, 1)
+    assert (error.code, error.attempts) == (f"http_{status}", 1)
     assert len(server.requests) == 1
 
 
@@ -244,7 +244,7 @@ def test_a_lasting_transient_code_differs_from_a_gateway_that_is_down() -> None:
     with Hostile(code(99500), code(99500, "try later", Retry_After="9999")) as server:
         error = failure(server)
     assert type(error) is TransientGatewayError
-    assert (error.code, error.request_id, error.gateway_down_evidence) == ("99500", "req-7", False)
+    assert (error.code, error.gateway_down_evidence) == ("99500", False)
     assert error.attempts == len(server.requests) == 2
 
 
@@ -253,7 +253,7 @@ def test_a_final_code_is_not_retried(number: int) -> None:
     with Hostile(code(number, "user\r\nnot found")) as server:
         error = failure(server, own_connection=True)
     assert isinstance(error, Refused)
-    assert (error.code, error.http_status, error.request_id, error.attempts) == (str(number), 200, "req-7", 1)
+    assert (error.code, error.attempts) == (str(number), 1)
     assert "user\\x0d\\x0anot found" in str(error)
 
 

@@ -22,8 +22,10 @@ from tenacity import RetryCallState, Retrying
 
 from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused
 from etl.gateway.calls import signature
-from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, retry_after_seconds, status_error
-from etl.gateway.timing import GatewayClock, pause_seconds
+from etl.gateway.connection import FOREIGN, explained
+from etl.gateway.errors import Hidden, excerpt, retry_after_seconds, status_error
+from etl.gateway.repeating import pause_seconds
+from etl.gateway.timing import GatewayClock
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway
 from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
 

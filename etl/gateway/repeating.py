@@ -1,0 +1,178 @@
+"""Which requests are repeated after an error, and how. What is left in the end is one failure of the target.
+
+For example, EnOS answers 200 with half a body, over TLS or not:
+
+| half a body | code | repeated |
+|---|---|---|
+| ends before its length, last chunk or end of its gzip stream | truncated | within the deadline, after a pause |
+| has none of these, and no byte | truncated | the same |
+| breaks off by a reset, or has a chunk without a length | connection, protocol | the same |
+| stops coming | timeout, deadline | the same, until the deadline |
+| is followed by bytes of no request | desync | first at once, over a connection of its own |
+| has a damaged gzip stream, or is no JSON | malformed | only at once, over a connection of its own |
+
+In all rows but the last nothing was answered (GatewayUnreachable): many such targets in a row mean that the gateway is
+down, and a target that EnOS refused before stays refused. What is malformed is an answer that says something wrong.
+A request that came over a connection of its own is not repeated at once: nobody else's answer can have been meant.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+import structlog
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from etl.errors import GatewayError, TransientGatewayError
+from etl.gateway.answer import RawAnswer
+from etl.gateway.calls import Request
+from etl.gateway.connection import CERTIFICATE
+from etl.gateway.deadline import Deadline
+from etl.gateway.errors import RENEWING
+from etl.gateway.token import Token, TokenKeeper
+
+T = TypeVar("T")
+
+RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
+_SAID_EVERY_SECONDS: Final = 60.0
+"""How often the log says that requests are tried again."""
+_backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
+
+
+@dataclass(slots=True)
+class Pending(Generic[T]):
+    """One request until its answer, and what was tried so far."""
+
+    request: Request
+    read: Callable[[RawAnswer], T]
+    deadline: Deadline
+    own_connection: bool = False
+    attempts: int = 0
+    refused_token: Token | None = None
+    last_error: GatewayError | None = None
+
+
+class Repeater:
+    """Repeats requests, with the tokens that they need, and says so in the log once a minute. Thread-safe."""
+
+    def __init__(self, tokens: TokenKeeper | None) -> None:
+        self._tokens = tokens
+        self._saying = threading.Lock()
+        self._say_again_at = 0.0
+
+    def until_answered(self, pending: Pending[T], send: Callable[[Pending[T], Token | None], T]) -> T:
+        """Sends a request until it is answered, refused for good, or its deadline has come.
+
+        Raises the last GatewayError, or Interrupted.
+        """
+        failed: list[TransientGatewayError] = []
+
+        def attempt() -> T:
+            if failed:
+                raise failed.pop()
+            return self._attempt(pending, send)
+
+        try:
+            pending.deadline.check()
+            try:
+                return attempt()
+            except TransientGatewayError as error:  # it is the first of the retries
+                failed.append(error)
+            return self._retrying(pending)(attempt)
+        except GatewayError as error:
+            _complete(error, pending)
+            raise
+
+    def _attempt(self, pending: Pending[T], send: Callable[[Pending[T], Token | None], T]) -> T:
+        """One attempt, with what has to be asked again at once."""
+        try:
+            while True:
+                token = self._token(pending)
+                try:
+                    return send(pending, token)
+                except GatewayError as error:
+                    if not _asks_again(pending, error, token):
+                        raise
+        except TransientGatewayError as error:
+            if error.code != "deadline":
+                pending.last_error = error
+            raise
+
+    def _token(self, pending: Pending[T]) -> Token | None:
+        try:
+            return self._tokens.current(pending.deadline, pending.refused_token) if self._tokens else None
+        except GatewayError:
+            pending.attempts += 1
+            raise
+
+    def _retrying(self, pending: Pending[T]) -> Retrying:
+        """Full jitter, ``Retry-After`` with a minimum. The last error is raised if the next pause would end after the
+        deadline, and one that stays at once."""
+        return Retrying(
+            stop=stop_before_delay(max(pending.deadline.remaining(), 0)),
+            wait=pause_seconds,
+            retry=retry_if_exception(_may_pass),
+            before_sleep=lambda _: self._say(pending),
+            sleep=pending.deadline.pause,
+            reraise=True,
+        )
+
+    def _say(self, pending: Pending[T]) -> None:
+        """Log that a request is tried again; once a minute, however many requests are."""
+        now, error = time.monotonic(), pending.last_error
+        with self._saying:
+            if error is None or now < self._say_again_at:
+                return
+            self._say_again_at = now + _SAID_EVERY_SECONDS
+        left = max(pending.deadline.remaining(), 0)
+        structlog.get_logger(__name__).info(
+            "request_retried",
+            call=pending.request.call,
+            error_code=error.code,
+            message=error.message,
+            remedy=f"it is tried again until its deadline, in {left:.0f} s; so are others",
+        )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is transient; a bad certificate stays bad, and a deadline that has passed stays passed."""
+    return isinstance(error, TransientGatewayError) and error.code not in (CERTIFICATE, "deadline")
+
+
+def pause_seconds(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_seconds if isinstance(error, TransientGatewayError) else None
+    if asked is None:
+        return _backoff(state)
+    return max(asked, RETRY_AFTER_FLOOR_SECONDS) + random.uniform(0, RETRY_AFTER_FLOOR_SECONDS)
+
+
+def _asks_again(pending: Pending[T], error: GatewayError, token: Token | None) -> bool:
+    """Whether to ask again at once, over a separate connection.
+
+    A token that is not accepted is renewed, once per target. A refusal over a kept connection may be meant for another
+    request. Errors that are retried anyway are not asked again here, but for a connection that mixes up answers.
+    """
+    if token is not None and error.code in RENEWING:
+        if pending.refused_token:
+            return False
+        pending.refused_token, pending.last_error = token, error
+    elif pending.own_connection or (error.transient and error.code != "desync"):
+        return False
+    pending.own_connection = True
+    return True
+
+
+def _complete(error: GatewayError, pending: Pending[T]) -> None:
+    """Add what only the whole call knows: the number of attempts, and the error before the last one."""
+    error.attempts = pending.attempts
+    if error.code == "deadline" and pending.last_error is not None:
+        error.message += f"; before that: {pending.last_error.message}"
+    elif error.code in RENEWING and pending.refused_token:
+        error.message += "; the new token is not accepted either"
+    error.args = (error.message,)
