@@ -10,8 +10,6 @@ from array import array
 from collections.abc import Callable, Hashable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
-
 from etl.errors import GatewayUnreachable, PermanentGatewayError, TransientGatewayError
 from etl.gateway.deadline import Deadline
 from etl.gateway.errors import CERTIFICATE, http_date
@@ -25,7 +23,6 @@ _TOO_LOW: Final = "[gateway] requests_per_second is too low for its concurrency"
 _PAUSED: Final = "the gateway had too much to do, and all requests pause for longer than that"
 _BUCKETS: Final = 4096
 _CORRECTED_BACK_MS: Final = 60_000
-_backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 class RequestPacing:
@@ -80,21 +77,14 @@ def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, de
 
     Raises the last error if the next pause would end after the deadline, and errors that are not transient at once.
     """
-    failed = [first]
-
-    def again() -> T:
-        if failed:
-            raise failed.pop()
-        return work()
-
-    retrying = Retrying(
-        stop=stop_before_delay(max(deadline.remaining(), 0)),
-        wait=pause_seconds,
-        retry=retry_if_exception(helps_to_retry),
-        sleep=deadline.pause,
-        reraise=True,
-    )
-    return retrying(again)
+    error, retries = first, 0
+    while helps_to_retry(error) and (pause := pause_seconds(error, retries)) < deadline.remaining():
+        deadline.pause(pause)
+        try:
+            return work()
+        except TransientGatewayError as again:
+            error, retries = again, retries + 1
+    raise error
 
 
 def helps_to_retry(error: BaseException) -> bool:
@@ -102,11 +92,11 @@ def helps_to_retry(error: BaseException) -> bool:
     return isinstance(error, TransientGatewayError) and error.code not in (CERTIFICATE, "deadline")
 
 
-def pause_seconds(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_seconds if isinstance(error, TransientGatewayError) else None
+def pause_seconds(error: TransientGatewayError, retries: int) -> float:
+    """The pause after so many retries: what was asked for, or a random one of at most 0.2, 0.4, 0.8 ... 20 s."""
+    asked = error.retry_after_seconds
     if asked is None:
-        return _backoff(state)
+        return random.uniform(0.05, min(0.2 * 2 ** min(retries, 7), 20.0))
     return max(asked, RETRY_AFTER_FLOOR_SECONDS) + random.uniform(0, RETRY_AFTER_FLOOR_SECONDS)
 
 

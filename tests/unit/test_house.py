@@ -40,7 +40,6 @@ OWNERS = {
     "cryptography": {"signing"},
     "rfc3161_client": {"signing"},
     "apprise": {"notify"},
-    "tenacity": {"gateway"},
     "apscheduler": {"service"},
     "cronsim": {"config"},
     "click": {"cli"},
