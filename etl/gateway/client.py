@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-import structlog
-
 from etl import __version__
 from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
@@ -27,6 +25,7 @@ from etl.gateway.recording import Exchange
 from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, retry_until_deadline
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
+from etl.log import bound, get_logger
 from etl.system.clock import utc_now
 
 T = TypeVar("T")
@@ -213,7 +212,7 @@ class Gateway:
             if not helps_to_retry(error) or now < self._say_again_at:
                 return
             self._say_again_at = now + _SAID_EVERY_SECONDS
-        structlog.get_logger(__name__).info(
+        get_logger(__name__).info(
             "request_retried",
             call=call.request.call,
             error_code=error.code,
@@ -297,10 +296,10 @@ class Gateway:
     def _desync_seen(self) -> None:
         """Count a desynchronised connection, and warn once per run."""
         self._desynced()
-        run_id = structlog.contextvars.get_contextvars().get("run_id")
+        run_id = bound().get("run_id")
         if run_id not in self._warned_in:
             self._warned_in = [*self._warned_in[-_RUNS_AT_ONCE:], run_id]
-            structlog.get_logger(__name__).warning("gateway_desync", remedy=_DESYNC)
+            get_logger(__name__).warning("gateway_desync", remedy=_DESYNC)
 
     def _read_secret(self) -> Hidden:
         try:
