@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import math
 import sys
 import threading
 import time
-from collections.abc import Hashable, MutableMapping
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, Literal, TextIO
 
 from etl.printable import printable
@@ -18,70 +21,108 @@ _FOREIGN_LEVEL: Final = logging.WARNING
 """Libraries are logged from WARNING on: their DEBUG lines contain queries and headers."""
 REPEAT_SECONDS: Final = 60.0
 _MOST_REMEMBERED: Final = 1000
-_VARYING: Final = {"timestamp", "path"}
+_VARYING: Final = {"path"}
 """Fields that may differ between records that say the same."""
+_BRIGHT, _DIM, _CYAN, _MAGENTA, _RED = "\x1b[1m", "\x1b[2m", "\x1b[36m", "\x1b[35m", "\x1b[31m\x1b[1m"
+_LEVELS: Final = {"debug": "\x1b[32m\x1b[1m", "info": "\x1b[32m\x1b[1m", "warning": "\x1b[33m\x1b[1m"}
+_bound: Final[ContextVar[Mapping[str, Any]]] = ContextVar("bound")
+
+
+def bound() -> Mapping[str, Any]:
+    """The fields that every record of this context has."""
+    return _bound.get({})
+
+
+def bind(**fields: Any) -> None:
+    """Give every later record of this context these fields."""
+    _bound.set({**bound(), **fields})
+
+
+@contextmanager
+def binding(**fields: Any) -> Iterator[None]:
+    """Give every record within the block these fields."""
+    token = _bound.set({**bound(), **fields})
+    try:
+        yield
+    finally:
+        _bound.reset(token)
+
+
+class Event(dict[str, Any]):
+    """What a record of ours says: its fields, and "event"."""
+
+
+class Logger(logging.LoggerAdapter[logging.Logger]):
+    """Logs events with their fields: ``log.warning("not_told", receiver=name)``."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        passed_on = {"exc_info": kwargs.pop("exc_info", None)}
+        fields = {**kwargs, "event": msg}
+        return Event({**fields, **bound(), **fields}), passed_on
+
+
+def get_logger(name: str) -> Logger:
+    return Logger(logging.getLogger(name))
 
 
 def configure(level: str, style: Literal["auto", "console", "json"], stream: TextIO | None = None) -> None:
     """Send our log, and the libraries' warnings, to ``stream`` (stderr). A full disk or pipe stops nothing."""
-    import structlog
-
     stream = stream or sys.stderr
-    as_console = style == "console" or (style == "auto" and stream.isatty())
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        _stamped if as_console else structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-        _on_one_line,
-    ]
-    renderer: Any = structlog.processors.JSONRenderer(ensure_ascii=False)
-    if as_console:
-        renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty())
-    written = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
     handler = _Handler(stream)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=written))
+    as_console = style == "console" or (style == "auto" and stream.isatty())
+    handler.setFormatter(_ForPeople(stream.isatty()) if as_console else _Json())
     handler.addFilter(Repeats())
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_FOREIGN_LEVEL)
-    _silence_addresses()
-    logging.getLogger("etl").setLevel(level)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
-
-
-def configure_for_libraries(level: str, style: Literal["auto", "console", "json"]) -> None:
-    """For a command that logs nothing itself: the log is only configured when a library logs a warning."""
-    logging.getLogger().handlers[:] = [_Unloaded(level, style)]
-    logging.getLogger().setLevel(_FOREIGN_LEVEL)
-    _silence_addresses()
-
-
-def _silence_addresses() -> None:
-    """urllib3's warnings quote whole addresses; those of receivers and pings contain secrets. Our errors say enough."""
+    # urllib3's warnings quote whole addresses; those of receivers and pings contain secrets. Our errors say enough.
     logging.getLogger("urllib3").propagate = False
+    logging.getLogger("etl").setLevel(level)
 
 
-class _Unloaded(logging.Handler):
-    """Configures the log at the first record, which is then logged like any other."""
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
+        return json.dumps(self.fields(record, at), ensure_ascii=False, default=repr)
 
-    def __init__(self, level: str, style: Literal["auto", "console", "json"]) -> None:
+    def fields(self, record: logging.LogRecord, timestamp: str) -> dict[str, Any]:
+        """What is logged, with foreign text escaped: it can neither begin a new line nor control the terminal."""
+        said = record.msg if isinstance(record.msg, Event) else {"event": record.getMessage(), **bound()}
+        fields = {**said, "level": record.levelname.lower(), "timestamp": timestamp}
+        if record.exc_info:
+            fields["traceback"] = " | ".join(self.formatException(record.exc_info).splitlines())
+        return {key: _escaped(value) for key, value in fields.items()}
+
+
+class _ForPeople(_Json):
+    """Lines with this machine's time and its offset from UTC, and with colours if ``coloured``."""
+
+    def __init__(self, coloured: bool) -> None:
         super().__init__()
-        self._configured = (level, style)
+        self._coloured = coloured
 
-    def emit(self, record: logging.LogRecord) -> None:
-        configure(*self._configured)
-        logging.getLogger().handle(record)
+    def format(self, record: logging.LogRecord) -> str:
+        at = dt.datetime.now(dt.UTC).astimezone().isoformat(" ", "seconds").replace("+00:00", "Z")
+        fields = self.fields(record, at)
+        level, event = fields.pop("level"), fields.pop("event")
+        shown = [self._in(_DIM, fields.pop("timestamp"))]
+        shown += [f"[{self._in(_LEVELS.get(level, _RED), f'{level:9}')}]", self._in(_BRIGHT, f"{event:30}")]
+        shown += (f"{self._in(_CYAN, key)}={self._in(_MAGENTA, _word(fields[key]))}" for key in sorted(fields))
+        return " ".join(shown).rstrip(" ")
+
+    def _in(self, colour: str, text: str) -> str:
+        return f"{colour}{text}\x1b[0m" if self._coloured else text
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) and not set(value) & set(" =\"'") else repr(value)
+
+
+def _escaped(value: object) -> object:
+    if isinstance(value, list | tuple | set | frozenset):
+        return [printable(str(item)) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -90,9 +131,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         dropped = streams.dropped(self.stream)
         if dropped:
-            import structlog
-
-            structlog.get_logger("etl.log").warning("log_dropped", bytes=dropped, why="standard error was full")
+            get_logger("etl.log").warning("log_dropped", bytes=dropped, why="standard error was full")
         super().emit(record)
 
 
@@ -110,12 +149,12 @@ class Repeats(logging.Filter):
         """When a record last passed, and how many were left out since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING or (isinstance(record.msg, dict) and "run_id" in record.msg):
+        if record.levelno < logging.WARNING or (isinstance(record.msg, Event) and "run_id" in record.msg):
             return True
         with self._lock:
             left_out = self._left_out_before(_fingerprint(record), time.monotonic())
-        if left_out and isinstance(record.msg, dict):
-            record.msg = {**record.msg, "left_out": left_out}
+        if left_out and isinstance(record.msg, Event):
+            record.msg["left_out"] = left_out
         elif left_out:
             record.msg, record.args = f"{record.getMessage()} (and {left_out} more times since)", ()
         return left_out is not None
@@ -134,28 +173,11 @@ class Repeats(logging.Filter):
 
 def _fingerprint(record: logging.LogRecord) -> Hashable:
     """Equal for records that say the same. (Of a library, the text without its arguments counts.)"""
-    if isinstance(record.msg, dict):
-        fields = frozenset((key, repr(value)) for key, value in record.msg.items() if key not in _VARYING)
-        return record.name, record.levelno, fields
-    kind, _, trace = record.exc_info or (None, None, None)
+    kind, error, trace = record.exc_info or (None, None, None)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return record.name, record.levelno, str(record.msg), kind, trace and (trace.tb_frame.f_code, trace.tb_lineno)
-
-
-def _stamped(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """This machine's time, with its offset from UTC."""
-    event["timestamp"] = dt.datetime.now(dt.UTC).astimezone().isoformat(" ", "seconds").replace("+00:00", "Z")
-    return event
-
-
-def _on_one_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape foreign text, so that it can neither begin a new line nor control the terminal."""
-    if "exception" in event:
-        event["traceback"] = " | ".join(str(event.pop("exception")).splitlines())
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = printable(value)
-        elif isinstance(value, list | tuple | set | frozenset):
-            event[key] = [printable(str(item)) for item in value]
-    return event
+    raised = kind, trace and (trace.tb_frame.f_code, trace.tb_lineno)
+    if isinstance(record.msg, Event):
+        fields = frozenset((key, repr(value)) for key, value in record.msg.items() if key not in _VARYING)
+        return record.name, record.levelno, fields, str(error), raised
+    return record.name, record.levelno, str(record.msg), raised

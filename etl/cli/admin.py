@@ -181,7 +181,7 @@ def print_grants(owner: str, writer: str, reader: str) -> None:
 @shared("force", "config")
 def back_up(options: Options, file: Path) -> None:
     """Copy the SQLite database into a checked file while the service runs; for PostgreSQL, print the commands."""
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         if app.engine.dialect.name != "sqlite":
             dump = backup.dump_of(app.engine, file)
             console.say(f"{dump.backup}\n{dump.restore}")

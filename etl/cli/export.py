@@ -53,7 +53,7 @@ def report(options: Options, output: Path) -> None:
     from etl.web.overview import report_html
 
     scope = _scope(options)
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         require_names(app.engine, org=options.org)
         schedules, broken = configured_schedules(app)
         if broken is not None:
@@ -121,7 +121,7 @@ def export_rows(
     """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
     fmt = _format(asked, output)
     _check(options, what, fmt, output, after_seal, partition_by)
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         require_names(app.engine, org=options.org, user=options.user)
         seals = None if after_seal is None else listings.seals_after(app.engine, after_seal)
         origin = _origin(app, what, options, seals)

@@ -43,7 +43,7 @@ guard = CommandGroup("guard", help="Removals and changes that wait for a person.
 def list_held(options: Options) -> None:
     """Show what waits for a person, the reason, and the codes for `guard approve`."""
     zone, org = options.zone, options.org
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         held = list(held_sets(app.engine))
         of_all = code(scope_of_all(held)) if held else ""
         of_orgs = {name: code(scope_of_all(sets)) for name, sets in groupby(held, lambda each: each.target.org_id)}

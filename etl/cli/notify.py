@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import click
-import structlog
 from click.exceptions import Exit
 from sqlalchemy import Engine
 
@@ -19,6 +18,7 @@ from etl.cli.options import Options, shared
 from etl.config import Schedule, Settings
 from etl.domain.model import Target
 from etl.errors import UsageError
+from etl.log import get_logger
 from etl.notify import (
     Alarm,
     Freshness,
@@ -212,7 +212,7 @@ class Notifications:
         self.wake()
 
     def _notifier_of(self, service: Service) -> Notifier | None:
-        log = structlog.get_logger("etl.notify")
+        log = get_logger("etl.notify")
         for name, wrong in receiver_problems(self._app.settings):
             if wrong:
                 self._unusable.append((name, wrong))

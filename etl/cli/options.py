@@ -100,24 +100,23 @@ class Options:
         most = self.most()
         return most and most + 1
 
-    def application(self, *, asks_gateway: bool = False, logs: bool = True) -> Application:
+    def application(self, *, asks_gateway: bool = False) -> Application:
         """Load the settings, say what deserves a warning, and hand out the application.
 
         A command that asks the gateway says so: any other works on a machine that has the database only, and with few
-        file descriptors. One that only reads does without the log, whose libraries are slow to load (``logs``).
+        file descriptors.
         """
         if asks_gateway:
             descriptors.raise_limit()
         settings = config.load(self.config, asks_gateway=asks_gateway)
-        configure = log.configure if logs else log.configure_for_libraries
-        configure(settings.log.level, settings.log.format)
+        log.configure(settings.log.level, settings.log.format)
         for warning in settings.warnings:
             console.complain(warning, "yellow")
         return Application(settings)
 
-    def reading(self, *, logs: bool = False) -> Application:
+    def reading(self) -> Application:
         """The application, for a command that reads a database whose schema is current. Raises SchemaMismatch."""
-        app = self.application(logs=logs)
+        app = self.application()
         try:
             database.require_current(app.engine)
         except BaseException:

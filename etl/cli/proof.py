@@ -75,7 +75,7 @@ def verify_trail(
     keys = [signing.load_public_key(each) for each in public_keys]
     authorities = None if tsa is None else signing.load_authorities(tsa)
     done, sealing, read = verify.Progress(0, 0, 0, 0), verify.Sealing(), verify.Answers() if answers else None
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         if head:
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
@@ -267,7 +267,7 @@ def audit(options: Options, output: Path) -> None:
     if output.is_file() and not options.force:
         raise UsageError(f"{output} exists already: --force replaces it.")
     extent = Extent(*options.period(), options.org)
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         require_names(app.engine, org=options.org)
         now = utc_now()
         with backup.snapshot(app.engine) as engine, whole_file(output) as file:

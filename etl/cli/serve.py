@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-import structlog
 from click.exceptions import Exit
 from sqlalchemy import Engine
 from starlette.applications import Starlette
@@ -26,6 +25,7 @@ from etl.cli.notify import Notifications
 from etl.cli.options import Options, shared
 from etl.config import Schedule
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
+from etl.log import get_logger
 from etl.printable import counted
 from etl.report import health
 from etl.report.conditions import CODES, Condition
@@ -284,7 +284,7 @@ def _listening(
     allowed = descriptors.raise_limit()
     wanted, most_connections = descriptors.allocate(allowed, app.settings.gateway.concurrency)
     if allowed < wanted:
-        structlog.get_logger("etl.service.replica").warning(
+        get_logger("etl.service.replica").warning(
             "few_descriptors", allowed=allowed, wanted=wanted, remedy=_FEW_DESCRIPTORS
         )
     host, _, port = app.settings.service.listen.rpartition(":")
@@ -309,7 +309,7 @@ def _listening(
 
 def _start(server: HttpServer) -> float | None:
     """Listen; if that fails, return after how many seconds to try again."""
-    log = structlog.get_logger("etl.http")
+    log = get_logger("etl.http")
     try:
         server.start()
     except FlowtrailError as error:
@@ -360,7 +360,7 @@ def _http(
             return create_app(site, routes, hosts)
         except UsageError as error:
             why_no_page = str(error)
-            structlog.get_logger("etl.http").warning("no_page", error=why_no_page)
+            get_logger("etl.http").warning("no_page", error=why_no_page)
     return health_only(routes, hosts, why_no_page)
 
 

@@ -53,7 +53,7 @@ def status(options: Options) -> None:
     """
     most, zone = options.most(_SHOWN, _PRINTED), options.zone
     limit = most if options.json else most and most + 1
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         configured, broken = configured_schedules(app)
         now = utc_now()
         with short_transaction(app.engine) as connection:
@@ -176,7 +176,7 @@ class Row(NamedTuple):
 @shared("org", "user", "limit", "json", "config")
 def list_targets(options: Options) -> None:
     """Show all targets, where each comes from (a list, a file, the organisation's roster), and since when."""
-    with options.reading(logs=True) as app:
+    with options.reading() as app:
         found = (
             each
             for each in _known_rows(app)

@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from etl.database import session
 from etl.database.journal import holders, in_our_mode
 from etl.errors import ConfigError, DatabaseError, Problem
+from etl.log import get_logger
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
 _POOL_TIMEOUT_SECONDS: Final = 30.0
@@ -228,9 +229,8 @@ class _SqliteBegin:
         now = time.monotonic()
         if self._said_at is None or now - self._said_at > self._patience_seconds:
             self._said_at = now
-            import structlog
 
-            structlog.get_logger("etl.database").warning(
+            get_logger("etl.database").warning(
                 "database_locked",
                 file=str(file),
                 by=holders(file),

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import Final, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-import structlog
-
 from etl import __version__
 from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
@@ -27,6 +25,7 @@ from etl.gateway.repeating import Pending, Repeater
 from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
+from etl.log import bound, get_logger
 from etl.system.clock import utc_now
 
 T = TypeVar("T")
@@ -223,10 +222,10 @@ class Gateway:
     def _desync_seen(self) -> None:
         """Count a desynchronised connection, and warn once per run."""
         self._desynced()
-        run_id = structlog.contextvars.get_contextvars().get("run_id")
+        run_id = bound().get("run_id")
         if run_id not in self._warned_in:
             self._warned_in = [*self._warned_in[-_RUNS_AT_ONCE:], run_id]
-            structlog.get_logger(__name__).warning("gateway_desync", remedy=_DESYNC)
+            get_logger(__name__).warning("gateway_desync", remedy=_DESYNC)
 
     def _read_secret(self) -> Hidden:
         try:

@@ -25,9 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-import structlog
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
-
 from etl.errors import GatewayError, TransientGatewayError
 from etl.gateway.answer import RawAnswer
 from etl.gateway.calls import Request
@@ -35,13 +32,13 @@ from etl.gateway.connection import CERTIFICATE
 from etl.gateway.deadline import Deadline
 from etl.gateway.errors import RENEWING
 from etl.gateway.token import Token, TokenKeeper
+from etl.log import get_logger
 
 T = TypeVar("T")
 
 RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
 _SAID_EVERY_SECONDS: Final = 60.0
 """How often the log says that requests are tried again."""
-_backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 @dataclass(slots=True)
@@ -68,22 +65,22 @@ class Repeater:
     def until_answered(self, pending: Pending[T], send: Callable[[Pending[T], Token | None], T]) -> T:
         """Sends a request until it is answered, refused for good, or its deadline has come.
 
-        Raises the last GatewayError, or Interrupted.
+        Pauses between tries; raises the last GatewayError if the next pause would end after the deadline, or
+        Interrupted.
         """
-        failed: list[TransientGatewayError] = []
-
-        def attempt() -> T:
-            if failed:
-                raise failed.pop()
-            return self._attempt(pending, send)
-
+        retries = 0
         try:
             pending.deadline.check()
-            try:
-                return attempt()
-            except TransientGatewayError as error:  # it is the first of the retries
-                failed.append(error)
-            return self._retrying(pending)(attempt)
+            while True:
+                try:
+                    return self._attempt(pending, send)
+                except TransientGatewayError as error:
+                    pause = pause_seconds(error, retries)
+                    if not _may_pass(error) or pause >= pending.deadline.remaining():
+                        raise
+                    self._say(error, pending)
+                pending.deadline.pause(pause)
+                retries += 1
         except GatewayError as error:
             _complete(error, pending)
             raise
@@ -110,27 +107,15 @@ class Repeater:
             pending.attempts += 1
             raise
 
-    def _retrying(self, pending: Pending[T]) -> Retrying:
-        """Full jitter, ``Retry-After`` with a minimum. The last error is raised if the next pause would end after the
-        deadline, and one that stays at once."""
-        return Retrying(
-            stop=stop_before_delay(max(pending.deadline.remaining(), 0)),
-            wait=pause_seconds,
-            retry=retry_if_exception(_may_pass),
-            before_sleep=lambda _: self._say(pending),
-            sleep=pending.deadline.pause,
-            reraise=True,
-        )
-
-    def _say(self, pending: Pending[T]) -> None:
+    def _say(self, error: TransientGatewayError, pending: Pending[T]) -> None:
         """Log that a request is tried again; once a minute, however many requests are."""
-        now, error = time.monotonic(), pending.last_error
+        now = time.monotonic()
         with self._saying:
-            if error is None or now < self._say_again_at:
+            if now < self._say_again_at:
                 return
             self._say_again_at = now + _SAID_EVERY_SECONDS
         left = max(pending.deadline.remaining(), 0)
-        structlog.get_logger(__name__).info(
+        get_logger(__name__).info(
             "request_retried",
             call=pending.request.call,
             error_code=error.code,
@@ -139,16 +124,16 @@ class Repeater:
         )
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether it is transient; a bad certificate stays bad, and a deadline that has passed stays passed."""
-    return isinstance(error, TransientGatewayError) and error.code not in (CERTIFICATE, "deadline")
+def _may_pass(error: TransientGatewayError) -> bool:
+    """Whether it may pass in time; a bad certificate stays bad, and a deadline that has passed stays passed."""
+    return error.code not in (CERTIFICATE, "deadline")
 
 
-def pause_seconds(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_seconds if isinstance(error, TransientGatewayError) else None
+def pause_seconds(error: TransientGatewayError, retries: int) -> float:
+    """The pause after so many retries: what was asked for, or a random one of at most 0.2, 0.4, 0.8 ... 20 s."""
+    asked = error.retry_after_seconds
     if asked is None:
-        return _backoff(state)
+        return random.uniform(0.05, min(0.2 * 2 ** min(retries, 7), 20.0))
     return max(asked, RETRY_AFTER_FLOOR_SECONDS) + random.uniform(0, RETRY_AFTER_FLOOR_SECONDS)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, Final, NamedTuple
 
-import structlog
 from sqlalchemy import Engine
 
 from etl.domain.model import Target
 from etl.errors import DatabaseError
+from etl.log import get_logger
 from etl.notify import digest
 from etl.notify.digest import Digest, Message, digest_of
 from etl.notify.receivers import ALARM, ALARM_OVER, Key, Outgoing, ReceiverState, Subscription, Timing
@@ -78,7 +78,7 @@ class Notifier:
         self._waiting: dict[int, UnnotifiedRun] = {}
         self._overdue = OverdueNotices(self.store, freshness, self.clock, timing)
         self._conditions: dict[Key, UnnotifiedCondition] = {}
-        self._log = structlog.get_logger("etl.notify")
+        self._log = get_logger("etl.notify")
 
     def start(self) -> None:
         """Begin to look for what receivers must be told, and to send it."""

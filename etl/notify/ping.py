@@ -12,10 +12,10 @@ import time
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-import structlog
 import urllib3
 
 from etl.config import Schedule
+from etl.log import get_logger
 
 TIMEOUT_SECONDS: Final = 5.0
 """To connect, and for each read."""
@@ -41,7 +41,7 @@ class Pinger:
         self._waiting: queue.Queue[_Ping | None] = queue.Queue(_WAITING_AT_MOST)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._log = structlog.get_logger("etl.notify")
+        self._log = get_logger("etl.notify")
 
     def ping(self, schedule: Schedule, suffix: Literal["/start", "", "/fail"], body: str = "") -> None:
         """Report that a run begins, has succeeded, or has failed, with a short text."""

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote
 
-import structlog
-
 from etl.config import NotifySettings, Secret
 from etl.errors import UsageError
+from etl.log import get_logger
 from etl.notify.digest import Message, shortened
 from etl.printable import printable
 
@@ -223,7 +222,7 @@ class ReceiverState:
         self.why = ""
         """Why the last delivery failed, until one succeeds."""
         self.failing_since: dt.datetime | None = None
-        self._log: Any = structlog.get_logger("etl.notify")
+        self._log: Any = get_logger("etl.notify")
 
     def is_free(self, now: float) -> bool:
         """Whether something can be sent to it now."""

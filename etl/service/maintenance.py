@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import structlog
 from sqlalchemy import Engine
 
 from etl.errors import DatabaseError
+from etl.log import get_logger
 from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, conditions
 from etl.report.health import HealthSnapshot
 from etl.store import Store
@@ -32,7 +32,7 @@ _SHARE: Final = 20
 _STOP_SECONDS: Final = 3.0
 
 
-_log = structlog.get_logger("etl.service.maintenance")
+_log = get_logger("etl.service.maintenance")
 
 
 def append_heads(heads: HeadsFile, now: dt.datetime) -> None:
@@ -155,7 +155,7 @@ class ConditionWatcher:
         self._not_before = 0.0
         self._unwritten: dict[tuple[str, str], Condition] = {}
         """Conditions of the database itself, which cannot be stored."""
-        self._log: Any = structlog.get_logger("etl.service.conditions")
+        self._log: Any = get_logger("etl.service.conditions")
         self.loop = BackgroundLoop(
             "conditions", self._step, first_after_seconds=TICK_SECONDS, stop_within_seconds=TICK_SECONDS
         )

@@ -9,13 +9,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
-
-import structlog
+from typing import Any, Final
 
 from etl.config import Configured, Schedule
 from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
+from etl.log import get_logger
 from etl.report.conditions import Condition
 from etl.service.runs import KnownSchedules, ScheduleRuns
 from etl.service.scheduler import Scheduler
@@ -82,7 +81,7 @@ class Service:
         self._wake = threading.Event()
         self._sweep_at = 0.0
         self._scheduler = Scheduler(self._start_run, clock=self._clock, stop=self._stopping)
-        self.log = structlog.get_logger("etl.service.replica")
+        self.log = get_logger("etl.service.replica")
 
     # ------------------------------------------------------------------------------------------- start and stop
 
@@ -220,7 +219,7 @@ class Service:
         else:
             self._set_role("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
 
-    def _set_role(self, role: str, **why: object) -> bool:
+    def _set_role(self, role: str, **why: Any) -> bool:
         """Set the role, and log a change; return whether it changed."""
         if role == self.role:
             return False

@@ -14,13 +14,13 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import msgspec
-import structlog
 
 from etl import sync
 from etl.config import Schedule
 from etl.config.slots import is_served
 from etl.domain.model import Origin
 from etl.errors import DatabaseError
+from etl.log import binding, get_logger
 from etl.store import NewRun
 from etl.sync import DetailLimits, Rosters, RunContext, RunLogger, RunReport, organisations
 from etl.sync.cluster import Cluster
@@ -77,7 +77,7 @@ class ScheduleRuns:
         """Once it is set, no run begins."""
         self._busy: dict[str, threading.Lock] = {}
         self._running: dict[str, Schedule] = {}
-        self._log: Any = structlog.get_logger("etl.service.runs")
+        self._log: Any = get_logger("etl.service.runs")
         self._run_logger = RunLogger(self._log)
 
     @property
@@ -151,7 +151,7 @@ class ScheduleRuns:
             missed=self._missed(schedule, due.before or due.served, slot),
         )
         self.started(schedule)
-        with structlog.contextvars.bound_contextvars(schedule=schedule.name):
+        with binding(schedule=schedule.name):
             report = sync.run(
                 self.context,
                 new_run,

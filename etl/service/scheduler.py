@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-import structlog
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
@@ -25,10 +24,11 @@ from apscheduler.triggers.base import BaseTrigger
 
 from etl.config import Schedule
 from etl.config.slots import LEEWAY, Slots
+from etl.log import get_logger
 from etl.system.background import BackgroundLoop
 from etl.system.clock import utc_now
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Clock = Callable[[], dt.datetime]
 

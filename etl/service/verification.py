@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from sqlalchemy import Engine
 
 from etl import database, verify
 from etl.domain.model import latest_of
 from etl.errors import DatabaseError, SigningError
+from etl.log import get_logger
 from etl.report.conditions import Condition
 from etl.store import Store
 from etl.store.lease import Verified
@@ -58,7 +58,7 @@ class Verification:
         )
         self._checked_at: dt.datetime | None = None
         """The time of the last check; before the first one, since when this replica has been active."""
-        self._log: Any = structlog.get_logger("etl.service.verification")
+        self._log: Any = get_logger("etl.service.verification")
 
     def _step(self) -> float:
         try:
@@ -150,7 +150,7 @@ class TimeStamps:
         self.loop = BackgroundLoop(
             "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_STOP_SECONDS
         )
-        self._log: Any = structlog.get_logger("etl.service.verification")
+        self._log: Any = get_logger("etl.service.verification")
 
     def condition(self) -> Condition | None:
         """The last request failed."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.model import Outcome
 from etl.schema import observation, sync_run, text_of_time
@@ -142,7 +142,7 @@ def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome
 
 def insert_into(connection: Connection, table: Table) -> Any:
     """An INSERT that can say what to do ON CONFLICT, which each database spells in its own way."""
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    return importlib.import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert(table)
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,8 +21,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, case, delete, func, insert, literal, select
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Connection, case, delete, func, insert, literal, select, text
 
 from etl.domain.guard import Limits, Sum, removals_of_organisation
 from etl.domain.model import Outcome
@@ -37,11 +36,7 @@ DELETED_AT_ONCE: Final = 5_000
 
 _COUNTS: Final = BulkValues(org_id="text", added="int", removed="int")
 _ORGANISATIONS: Final = BulkValues(org_id="text")
-_REGISTER: Final = (
-    postgresql.insert(organisation)
-    .from_select(("org_id",), _ORGANISATIONS.select("postgresql"))
-    .on_conflict_do_nothing()
-)
+_REGISTER: Final = f"INSERT INTO organisation (org_id) {_ORGANISATIONS.sql('postgresql')} ON CONFLICT DO NOTHING"
 
 
 class Removals(msgspec.Struct, frozen=True):
@@ -137,7 +132,7 @@ def lock_organisations(connection: Connection, org_ids: Sequence[str]) -> None:
     """
     if connection.dialect.name == "sqlite":
         return
-    connection.execute(_REGISTER, _ORGANISATIONS.bound(connection, [(org_id,) for org_id in org_ids]))
+    connection.execute(text(_REGISTER), _ORGANISATIONS.bound(connection, [(org_id,) for org_id in org_ids]))
     mine = select(organisation.c.org_id).where(organisation.c.org_id.in_(org_ids))
     connection.execute(mine.order_by(organisation.c.org_id).with_for_update())
 

@@ -12,7 +12,6 @@ from operator import attrgetter
 from typing import Final
 
 import msgspec
-import structlog
 
 from etl.domain import answers, verdict
 from etl.domain.answers import KeptAnswer
@@ -29,6 +28,7 @@ from etl.errors import (
     Malformed,
 )
 from etl.gateway import Gateway, reread_strictly
+from etl.log import bind, binding, get_logger
 from etl.store import STALE, RunBegun, Store, TooManyRemovals
 from etl.store.bulk import grouped
 from etl.sync.deciding import Decider
@@ -141,7 +141,7 @@ class Batch:
 
     def _settle(self, fences: Sequence[Fence]) -> BatchResult:
         """Settle targets whose fences have been read. What was written since then makes an answer stale."""
-        with structlog.contextvars.bound_contextvars(run_id=self._options.run_id), self._writing() as write:
+        with binding(run_id=self._options.run_id), self._writing() as write:
             fetcher = Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
             with closing(fetcher.groups()) as groups:
                 for group in groups:
@@ -170,7 +170,7 @@ class Batch:
 
         The target is bound to the log context of this call.
         """
-        structlog.contextvars.bind_contextvars(target=str(fence.target))
+        bind(target=str(fence.target))
         try:
             if self._context.stop.is_set():
                 return Fetched(fence, None)
@@ -186,7 +186,7 @@ class Batch:
             self._breaker.saw(error)
             return Fetched(fence, error)
         except Exception:
-            structlog.get_logger(__name__).exception("target_crashed")
+            get_logger(__name__).exception("target_crashed")
             return Fetched(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
             self._context.arrived()

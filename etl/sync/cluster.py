@@ -20,11 +20,11 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 import msgspec
-import structlog
 
 from etl.config import Policy
 from etl.domain.model import Target
 from etl.errors import ClusterError, FlowtrailError, UsageError
+from etl.log import get_logger
 from etl.sync.batch import RunContext
 from etl.sync.result import BatchResult, RunOptions
 
@@ -132,7 +132,7 @@ class Cluster:
 
     def connect_if_reachable(self) -> Cluster | None:
         """The connected cluster; or None, with a warning in the log, if it cannot be used now."""
-        log = structlog.get_logger(__name__)
+        log = get_logger(__name__)
         try:
             found = self.connect()
         except ClusterError as error:

@@ -15,10 +15,10 @@ from concurrent.futures import wait
 from typing import Final
 
 import msgspec
-import structlog
 
 from etl.domain.answers import Detail
 from etl.errors import DatabaseError, GatewayError, Interrupted, RunClosed
+from etl.log import get_logger
 from etl.store import Changed
 from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.result import Details
@@ -39,7 +39,7 @@ class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
 def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> Details:
     """Ask once for each workflow that the run found changed, store the answers, and return how it went. Raises
     RunClosed if the run was declared dead and sealed meanwhile."""
-    log = structlog.get_logger(__name__)
+    log = get_logger(__name__)
     try:
         changed = context.store.changed_workflows(run_id, limits.most + 1)
         done = _fetch(context, run_id, limits, changed[: limits.most])

@@ -10,12 +10,12 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Final
 
 import msgspec
-import structlog
 
 from etl.config import Schedule
 from etl.domain.guard import Limits
 from etl.domain.rosters import RosterChanges, RosterUser, compared
 from etl.errors import DatabaseError, GatewayError, Interrupted
+from etl.log import get_logger
 from etl.store import Store
 
 _AT_ONCE: Final = 4
@@ -45,7 +45,7 @@ class Rosters:
     clock: Callable[[], dt.datetime]
 
     def __post_init__(self) -> None:
-        self._log = structlog.get_logger("etl.rosters")
+        self._log = get_logger("etl.rosters")
 
     def expand(self, schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
         """The schedules, with the users of every known roster as targets; the others stay unlisted."""

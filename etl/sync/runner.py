@@ -10,11 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Final, NamedTuple
 
 import msgspec
-import structlog
 
 from etl.domain.holds import Approval
 from etl.domain.model import Outcome, RunStatus, Target
 from etl.errors import ClusterError, DatabaseError, RunClosed
+from etl.log import binding, get_logger
 from etl.store import CHANGES_WITH_DETAILS, NewRun
 from etl.sync.batch import BATCH_SIZE, Batch, CircuitBreaker, RunContext
 from etl.sync.cluster import Cluster
@@ -51,7 +51,7 @@ def run(
     if run_id is None:
         return None
     options = RunOptions(run_id=run_id, began_at=began_at, approval=approval)
-    with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
+    with binding(run_id=run_id), _heartbeat(context, run_id):
         tally, fetched_details = Tally(), None
         status: RunStatus = "aborted"
         with contextlib.suppress(RunClosed):
@@ -89,7 +89,7 @@ def _derive_events(context: RunContext, run_id: int, began_at: dt.datetime, cloc
     except (DatabaseError, RunClosed):
         raise
     except Exception:
-        structlog.get_logger(__name__).exception("story_not_judged")
+        get_logger(__name__).exception("story_not_judged")
 
 
 def _details(context: RunContext, run_id: int, tally: Tally, limits: DetailLimits | None) -> Details | None:
@@ -215,7 +215,7 @@ class Dispatcher:
                 settled = future.result() if remote is None else remote.result(future)
             except ClusterError as error:
                 if self._remote is not None:
-                    structlog.get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
+                    get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
                 self._remote = None
                 self._submit(work)
                 continue

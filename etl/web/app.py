@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-import structlog
 from sqlalchemy import Connection
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,6 +18,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.errors import DatabaseError
+from etl.log import get_logger
 from etl.report import summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS
@@ -203,7 +203,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 
 def _database_away(request: Request, error: Exception) -> Response:
-    structlog.get_logger("etl.web").warning("page_failed", path=request.url.path, error=str(error))
+    get_logger("etl.web").warning("page_failed", path=request.url.path, error=str(error))
     return _problem(request, 503, "The database cannot be read now. The log of the service says why.")
 
 

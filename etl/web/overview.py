@@ -18,12 +18,12 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
 
-import structlog
 from sqlalchemy import Connection, Engine
 
 from etl.config import Schedule
 from etl.errors import DatabaseError
 from etl.export import whole_file
+from etl.log import get_logger
 from etl.printable import counted
 from etl.report import health, summaries, trail_page, workflow_page
 from etl.report.conditions import Condition
@@ -237,7 +237,7 @@ def _count_in_a_thread(engine: Engine, known: KnownSums, scope: Scope, state: tu
                     values[name] = piece(connection)
             _keep(known, scope, state, values, began)
         except DatabaseError as error:
-            structlog.get_logger("etl.web").warning("sums_not_counted", error=str(error))
+            get_logger("etl.web").warning("sums_not_counted", error=str(error))
         finally:
             known.counting.discard(scope)
 

@@ -12,7 +12,6 @@ from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-import structlog
 from sqlalchemy import Connection, Engine, Select
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +20,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from etl.config.slots import time_zone
 from etl.errors import DatabaseError
 from etl.export import csv_pages, jsonl_pages
+from etl.log import get_logger
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary, summary_within
 from etl.report.listings import Filter, ListView
@@ -244,5 +244,5 @@ def _whole(body: Iterator[bytes]) -> Iterator[bytes]:
     try:
         yield from body
     except DatabaseError as error:
-        structlog.get_logger("etl.web").warning("table_cut_off", error=str(error))
+        get_logger("etl.web").warning("table_cut_off", error=str(error))
         raise

@@ -22,13 +22,13 @@ import socket
 import threading
 from typing import Any, Final
 
-import structlog
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from etl.errors import FlowtrailError
+from etl.log import get_logger
 from etl.system.descriptors import MOST_HTTP_CONNECTIONS
 
 _LAST_RESPONSES_SECONDS: Final = 2
@@ -85,7 +85,7 @@ class HttpServer:
         self._server = uvicorn.Server(self._config)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._log = structlog.get_logger("etl.http")
+        self._log = get_logger("etl.http")
 
     @property
     def url(self) -> str:

@@ -7,11 +7,10 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
-import structlog
 
 from etl import log
 
@@ -29,11 +28,10 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.fixture
-def lines(passed: Callable[[float], None]) -> Iterator[io.StringIO]:
+def lines(passed: Callable[[float], None]) -> io.StringIO:
     stream = io.StringIO()
     log.configure("INFO", "json", stream)
-    yield stream
-    structlog.reset_defaults()
+    return stream
 
 
 def entries(lines: io.StringIO) -> list[dict[str, Any]]:
@@ -43,7 +41,7 @@ def entries(lines: io.StringIO) -> list[dict[str, Any]]:
 def test_a_warning_that_is_repeated_is_logged_once_a_minute_and_counted(
     lines: io.StringIO, passed: Callable[[float], None]
 ) -> None:
-    mine = structlog.get_logger("etl.web")
+    mine = log.get_logger("etl.web")
     for number in range(50):
         mine.warning("page_failed", path=f"/trail?{number}", error="the database is locked")
         passed(1)
@@ -60,14 +58,46 @@ def test_lines_for_people_have_date_and_zone(monkeypatch: pytest.MonkeyPatch, zo
         patched.setenv("TZ", zone)
         time.tzset()
         log.configure("INFO", "console", stream)
-        structlog.get_logger("etl.service.replica").info("listening")
+        log.get_logger("etl.service.replica").info("listening")
     time.tzset()
-    structlog.reset_defaults()
     assert re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d{re.escape(offset)} ", stream.getvalue())
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+FIELDS = {"names": ("ann", "bob\n"), "target": "o/bob", "why": "no reason"}
+IN_JSON = r'"names": ["ann", "bob\\x0a"], "target": "o/bob", "why": "no reason", "event": "seen", "run_id": 7'
+IN_COLOURS = (
+    "\x1b[2mNOW\x1b[0m [\x1b[33m\x1b[1mwarning  \x1b[0m] \x1b[1mseen                          \x1b[0m"
+    " \x1b[36mnames\x1b[0m=\x1b[35m['ann', 'bob\\\\x0a']\x1b[0m \x1b[36mrun_id\x1b[0m=\x1b[35m7\x1b[0m"
+    " \x1b[36mtarget\x1b[0m=\x1b[35mo/bob\x1b[0m \x1b[36mwhy\x1b[0m=\x1b[35m'no reason'\x1b[0m"
+)
+
+
+@pytest.mark.parametrize(
+    ("stream", "style", "line"),
+    [
+        (io.StringIO(), "auto", f'{{{IN_JSON}, "level": "warning", "timestamp": "NOW"}}'),
+        (Terminal(), "auto", IN_COLOURS),
+        (io.StringIO(), "console", re.sub(r"\x1b\[\d+m", "", IN_COLOURS)),
+    ],
+    ids=["JSON", "terminal", "without colours"],
+)
+def test_a_record_is_a_line_of_its_own_fields_and_those_of_its_context(
+    stream: io.StringIO, style: Literal["auto", "console"], line: str
+) -> None:
+    log.configure("INFO", style, stream)
+    with log.binding(run_id=7, target="o/ann"):
+        log.get_logger("etl.test").warning("seen", **FIELDS)
+    said = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+(Z|\+\d\d:\d\d)", "NOW", stream.getvalue())
+    assert said == f"{line}\n"
+
+
 def test_different_records_those_of_a_run_and_those_below_warning_are_logged_each_time(lines: io.StringIO) -> None:
-    mine = structlog.get_logger("etl.service.replica")
+    mine = log.get_logger("etl.service.replica")
     for schedule in ("north", "south"):
         for run_id in (1, 2):
             mine.error("run_failed", schedule=schedule, error="away")

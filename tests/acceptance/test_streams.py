@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 import click
 import pytest
-import structlog
 
 from etl import log
 from etl.cli import app
@@ -220,12 +219,11 @@ def _restored_logging() -> Iterator[None]:
     handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
     yield
     root.handlers[:], root.level, logging.raiseExceptions = handlers, level, raising
-    structlog.reset_defaults()
 
 
 def test_a_log_without_a_reader_blocks_nothing_and_counts_what_was_lost(log_pipe: tuple[TextIO, int]) -> None:
     _, reader = log_pipe
-    logger = structlog.get_logger("etl.test")
+    logger = log.get_logger("etl.test")
     logger.info("first")
     logger.info("longer than any pipe", long="x" * 2_000_000)
     for number in range(100):

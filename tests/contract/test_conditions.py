@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from sqlalchemy import Engine, text
-from structlog.testing import capture_logs
 
 from etl import signing
 from etl.config.units import interval_or_off
@@ -28,17 +26,13 @@ from etl.service.verification import Verification, _Stopped
 from etl.signing.keys import SigningKey
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import START, UNCHECKED, Diary, numbered
+from tests.support.logs import capture_logs
 from tests.support.program import ORG
 
 NOW = START + dt.timedelta(days=1)
 FRESH = Target(ORG, "fresh")
 ONE_COMMAND = NewRun(origin="command", host="here", pid=1, targets=0)
 HTML = "the body is no JSON but HTML"
-
-
-@pytest.fixture(autouse=True)
-def _plain_log() -> None:
-    structlog.reset_defaults()
 
 
 def fail(engine: Engine, users: Sequence[str], code: str, message: str) -> None:

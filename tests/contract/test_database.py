@@ -23,7 +23,6 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from sqlalchemy import Engine, event, make_url, text
-from structlog.testing import capture_logs
 
 from etl.config.units import without_password
 from etl.database import connect, current, describe, is_secret, reading, require_current, upgrade, writing
@@ -34,6 +33,7 @@ from etl.store.bulk import insert_rows
 from etl.system.disk import part_file, part_folder, remove_abandoned
 from tests.support import postgres as local_postgres
 from tests.support.databases import Connect
+from tests.support.logs import capture_logs
 from tests.support.relay import LossyProxy
 from tests.support.served import wait_until
 
@@ -319,7 +319,7 @@ def test_a_lock_that_lasts_is_logged_while_it_lasts(
             each.result()
     assert sorted(names(engine)) == ["one", "two"]
     [said] = logged
-    assert (said["event"], said["log_level"]) == ("database_locked", "warning")
+    assert (said["event"], said["level"]) == ("database_locked", "warning")
     assert f"(process {process})" in said["by"]
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 from sqlalchemy import Engine
 
 from etl import log, sync
@@ -22,11 +20,10 @@ NEW = NewRun(origin="schedule", host="here", pid=1, targets=1, schedule="plants"
 
 
 @pytest.fixture
-def lines() -> Iterator[io.StringIO]:
+def lines() -> io.StringIO:
     stream = io.StringIO()
     log.configure("INFO", "json", stream)
-    yield stream
-    structlog.reset_defaults()
+    return stream
 
 
 def entries(lines: io.StringIO) -> list[dict[str, Any]]:
@@ -45,7 +42,7 @@ def ended(*problems: TargetIssue, status: Any = "partial", run_id: int = 7) -> R
 
 def told(lines: io.StringIO, *reports: RunReport) -> list[tuple[str, str]]:
     """The events and targets that reports of one process lead to, without the line about each run."""
-    run_logger = RunLogger(structlog.get_logger("etl.test"))
+    run_logger = RunLogger(log.get_logger("etl.test"))
     for report in reports:
         run_logger.log(report, NEW)
     return [(each["event"], each.get("target", "")) for each in entries(lines) if each["event"] != "run_ended"]
@@ -140,4 +137,4 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
         (report.run_id, "o1/bob"),
     }
     assert "a fault of ours" in crashed[0]["traceback"]
-    assert structlog.contextvars.get_contextvars() == {}
+    assert log.bound() == {}

@@ -12,7 +12,6 @@ import zlib
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from etl.domain.model import Flow
 from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
@@ -38,6 +37,7 @@ from tests.support.hostile import (
     http,
     then,
 )
+from tests.support.logs import capture_logs
 
 ONE = (Flow("1", "one", "D", True),)
 LONG = flows(*({"flowId": str(n), "flowName": "x" * 50} for n in range(200)))
@@ -224,7 +224,7 @@ def test_the_log_says_at_once_that_requests_are_tried_again_and_only_once() -> N
     steps = (http("busy", 503), http("busy", 503), answer())
     with Hostile(*steps) as server, gateway(server) as client, capture_logs() as logged:
         client.fetch(TARGET)
-    assert [(each["event"], each["log_level"], each["error_code"]) for each in logged] == [
+    assert [(each["event"], each["level"], each["error_code"]) for each in logged] == [
         ("request_retried", "info", "http_503")
     ]
 

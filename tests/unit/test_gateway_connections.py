@@ -6,14 +6,14 @@ import select
 import threading
 
 import pytest
-from structlog.contextvars import bound_contextvars
-from structlog.testing import capture_logs
 
 from etl.domain.model import Flow, Target
 from etl.errors import GatewayUnreachable, Malformed, Refused
 from etl.gateway import Gateway
+from etl.log import binding
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange
 from tests.support.hostile import Hostile, Peer, Step, answer, chunked, code, flows, http, then
+from tests.support.logs import capture_logs
 
 ONE = (Flow("1", "one", "D", True),)
 MINE, OTHERS = answer({"flowId": "mine"}), answer({"flowId": "of somebody else"})
@@ -283,7 +283,7 @@ def test_a_desynchronised_gateway_is_counted_and_warned_of_once_a_run() -> None:
         gateway(server, deadline=0.6, desynced=lambda: counted.append(1)) as client,
     ):
         for run_id in (1, 2):
-            with bound_contextvars(run_id=run_id), pytest.raises(GatewayUnreachable):
+            with binding(run_id=run_id), pytest.raises(GatewayUnreachable):
                 client.fetch(TARGET)
     assert len(counted) > 3
     warned = [line for line in lines if line["event"] == "gateway_desync"]

@@ -18,7 +18,6 @@ import h11
 import msgspec
 import pytest
 import requests.exceptions
-from tenacity import RetryCallState, Retrying
 
 from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused
 from etl.gateway.calls import signature
@@ -130,15 +129,17 @@ def test_the_skew_of_clocks_excludes_the_time_of_the_request(
     assert GatewayClock(dt.timedelta(0)).measure(headers, arrived_at, asked_at) == expected
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [(None, 0.05, 0.25), (0.0, 0.2, 0.4), (7.0, 7.0, 7.2)])
-def test_a_pause_is_what_was_asked_for_with_a_floor_or_a_full_jitter(
-    asked: float | None, least: float, most: float
+@pytest.mark.parametrize(
+    ("asked", "retries", "least", "most"),
+    [(None, 0, 0.05, 0.2), (None, 2, 0.05, 0.8), (None, 999, 0.05, 20), (0.0, 0, 0.2, 0.4), (7.0, 5, 7.0, 7.2)],
+)
+def test_a_pause_is_what_was_asked_for_with_a_floor_or_a_full_jitter_that_doubles(
+    asked: float | None, retries: int, least: float, most: float
 ) -> None:
     error = GatewayUnreachable("x", code="http_503", retry_after_seconds=asked)
-    state = RetryCallState(Retrying(), None, (), {})
-    state.set_exception((type(error), error, None))
-    pauses = {pause_seconds(state) for _ in range(200)}
+    pauses = {pause_seconds(error, retries) for _ in range(200)}
     assert least <= min(pauses) <= max(pauses) <= most
+    assert max(pauses) - min(pauses) > (most - least) / 2
     assert len(pauses) > 100
 
 

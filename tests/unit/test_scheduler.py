@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from etl.config import Schedule
 from etl.config.slots import Cron, Every, Slots
 from etl.domain.model import Target
 from etl.service.scheduler import Scheduler
 from etl.system.clock import utc_now
+from tests.support.logs import capture_logs
 from tests.support.served import wait_until
 
 PATIENCE_SECONDS = 60.0
@@ -91,7 +91,7 @@ def test_exceptions_are_logged_and_runs_and_housekeeping_go_on(bench: Bench) -> 
         for _ in range(3):
             bench.next_run()
     for job in ("a", "heartbeat"):
-        assert {"event": "failed", "job": job, "log_level": "error", "exc_info": True} in logs
+        assert {"event": "failed", "job": job, "level": "error", "exc_info": True} in logs
 
 
 def test_replace_adds_removes_and_changes(bench: Bench) -> None:
@@ -245,7 +245,7 @@ def test_shutting_down_at_any_moment_raises_nothing_and_leaves_no_thread(caplog:
             assert bench.scheduler.shutdown(PATIENCE_SECONDS)
     names = {"APScheduler", "clock-watch", *(f"s{each}" for each in range(5))}
     wait_until(lambda: not names & {thread.name for thread in threading.enumerate()})
-    assert not [each for each in logs if each["log_level"] == "error"]
+    assert not [each for each in logs if each["level"] == "error"]
     assert not [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
 
 
