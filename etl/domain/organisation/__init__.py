@@ -9,23 +9,25 @@
 | 1b | it disappeared, and a silent user still lists it | ``reappeared``, not proven | ``Evidence._back_from_silence`` |
 | 2 | it existed before a user's previous request, and the user gains it | ``access_granted`` | ``_grants`` |
 | 2a | it may have come to others at the same moment | none: a late first sight | ``_grants`` |
-| 3 | users lost it, and every active user was without it at one moment | ``disappeared`` | ``_Absence`` |
+| 3 | users lost it, and every active user was without it at one moment | ``disappeared`` | ``_losses``, ``Absence`` |
 | 3a | nobody lists it but users who wait, before such a moment is known | both, not proven | ``_is_back`` |
 | 4 | a user lost it, and an answer lists it that was requested afterwards | ``access_lost`` | ``_lost_alone`` |
-| 5 | users lost it, and neither holds | none yet: they wait | ``losses`` |
-| 6 | an answer has another name or cycle than the known one | ``renamed``, ``cycle_changed`` | ``value_changes`` |
-| 6a | it repeats the user's last one, and somebody active shows the known one | none | ``value_changes`` |
+| 5 | users lost it, and neither holds | none yet: they wait | ``_losses`` |
+| 6 | an answer has another name or cycle than the known one | ``renamed``, ``cycle_changed`` | ``_value_changes`` |
+| 6a | it repeats the user's last one, and somebody active shows the known one | none | ``_value_changes`` |
 
-An event lies after the request of one answer (``last_unchanged_at``), and before another had arrived (``observed_at``):
+An event lies after the request of one answer (``last_unchanged_at``), and before another had arrived (``observed_at``).
+``intervals`` has the function that finds both, and all that it takes:
 
-- 1: the earliest, over everybody, of the latest requests that were answered without it (``_absent_at``), and the first
-  answer with it; if not proven, the latest request of those who gained it, or, if nobody did (1b), its disappearance
-- 2: the user's last request answered without it, and the user's first answer with it
-- 3: the last request that was answered with it, and the first answer without it of the user who lost it last; if not
-  proven, the last answer that was known when it was reported (``reported_at``)
-- 4: the user's last request answered with it, and the user's first answer without it
-- 6: the last request answered with the old value (``_last_unchanged``), and the first answer with the new one
+- 1, ``of_appearance``: the earliest, over everybody, of the latest requests that were answered without it, and the
+  first answer with it; if not proven, the latest request of those who gained it, or, if nobody did (1b), its
+  disappearance
+- 2, ``Gain.interval``: the user's last request answered without it, and the user's first answer with it
+- 3, ``Absence.interval``: the last request that was answered with it, and the first answer without it of the user who
+  lost it last; if not proven, the last answer that was known when it was reported
+- 4, ``of_losses``: the user's last request answered with it, and the user's first answer without it
+- 6, ``of_change``: the last request answered with the old value, and the first answer with the new one
 
-Rules 1 and 2 are in ``rules``, 3 to 6 in ``changes``. Each takes an interval from the answers that ``evidence`` has;
-the answers come from the versions of users' lists (``versions``); ``values`` has what goes in and comes out.
+``rules`` decides which events there are. The answers come from the versions of users' lists (``versions``); ``values``
+has what goes in and comes out.
 """

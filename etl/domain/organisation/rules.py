@@ -1,15 +1,18 @@
-"""Rules 1 and 2, and the order in which all of them are applied to one workflow. Pure."""
+"""The rules, and the order in which they are applied to one workflow; when an event lies is in ``intervals``. Pure."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
+from etl.domain.kinds import EventKind
 from etl.domain.model import latest_of
-from etl.domain.organisation.changes import Losses, attribute_events, losses
-from etl.domain.organisation.evidence import VALUE_FIELDS, Entry, Evidence
+from etl.domain.organisation import intervals
+from etl.domain.organisation.intervals import VALUE_FIELDS, Absence, Entry, Evidence, Interval, ValueField
 from etl.domain.organisation.values import (
     AT_ONCE,
     Answer,
@@ -17,7 +20,9 @@ from etl.domain.organisation.values import (
     Judgement,
     KnownValue,
     KnownWorkflow,
+    Listed,
     ListingChange,
+    Loss,
     StepContext,
     Workflow,
     WorkflowState,
@@ -75,22 +80,23 @@ def _judge_round(evidence: Evidence) -> Judgement:
 def _while_visible(evidence: Evidence) -> Judgement:
     """Rules 2 to 6: somebody lists it, or waits."""
     assert evidence.known is not None  # noqa: S101 - what somebody lists is known
-    lost = losses(evidence)
-    if lost.end is not None:
-        return _gone(evidence, evidence.known, lost, lost.end)
+    lost = _losses(evidence)
+    if lost.absence is not None:
+        return _gone(evidence, evidence.known, lost, lost.absence)
     since = min([evidence.known.since, *(entry.at for entry in evidence.entries)])
-    changed, known = attribute_events(evidence, msgspec.structs.replace(evidence.known, since=since))
+    changed, known = _attribute_events(evidence, msgspec.structs.replace(evidence.known, since=since))
     events = [*_grants(evidence, since), *changed, *lost.alone]
     return Judgement(evidence.flow_id, events, known, lost.waiting, lost.awaited)
 
 
-def _gone(evidence: Evidence, known: KnownWorkflow, lost: Losses, end: Event) -> Judgement:
+def _gone(evidence: Evidence, known: KnownWorkflow, lost: _Losses, absence: Absence) -> Judgement:
     """Rule 3, and rule 1 where the same answers list it again."""
-    ended = msgspec.structs.replace(known, gone_at=lost.gone_at)
-    events = [*lost.alone, msgspec.structs.replace(end, old=known.listed)]
-    if not lost.back:
+    interval = absence.interval(proven=lost.is_absence_proven)
+    ended = msgspec.structs.replace(known, gone_at=absence.since if interval.proven_for_all else interval.observed_at)
+    events = [*lost.alone, Event("disappeared", evidence.flow_id, *interval, old=known.listed)]
+    if not absence.back:
         return Judgement(evidence.flow_id, events, ended)
-    back = _coming_into_sight(evidence, lost.back[0], ended, is_proven_gone=end.proven_for_all)
+    back = _coming_into_sight(evidence, absence.back[0], ended, is_proven_gone=interval.proven_for_all)
     return msgspec.structs.replace(back, events=[*events, *back.events])
 
 
@@ -110,57 +116,129 @@ def _coming_into_sight(
 ) -> Judgement:
     """Rule 1, and what else the same answers show. A user's first answer makes no event on its own."""
     name, cycle = (KnownValue(value, first.answer, first.answer) for value in first.listed[:2])
-    changed, known = attribute_events(evidence, KnownWorkflow(first.at, name, cycle))
+    changed, known = _attribute_events(evidence, KnownWorkflow(first.at, name, cycle))
     rest = [*_grants(evidence, first.at), *changed]
-    asked_before = [gain.asked_before for gain in evidence.gains if gain.asked_before < first.at]
     new = first.listed._replace(editable=None)
-    if not asked_before and not evidence.back:
-        return Judgement(
-            evidence.flow_id, rest, known, baselines=(WorkflowState(first.at, None, new, "baseline", True),)
-        )
-    absent_at = _absent_at(evidence, gone) if is_proven_gone else None
-    after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
-    assert after is not None  # noqa: S101 - users come back only after its disappearance was reported
-    appeared = Event(
-        kind="reappeared" if gone else "appeared",
-        flow_id=evidence.flow_id,
-        last_unchanged_at=after,
-        observed_at=first.at,
-        proven_for_all=absent_at is not None,
-        old=gone.listed if gone else None,
-        new=new,
-    )
+    interval = intervals.of_appearance(evidence, first, gone, is_proven_gone=is_proven_gone)
+    if interval is None:
+        baseline = WorkflowState(first.at, None, new, "baseline", True)
+        return Judgement(evidence.flow_id, rest, known, baselines=(baseline,))
+    kind: EventKind = "reappeared" if gone else "appeared"
+    appeared = Event(kind, evidence.flow_id, *interval, old=gone.listed if gone else None, new=new)
     return Judgement(evidence.flow_id, [appeared, *rest], known)
-
-
-def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | None:
-    """The latest moment at which everybody is proven to have been without it; None where there is none."""
-    if not evidence.gains or not evidence.coming.isdisjoint(evidence.after):
-        return None
-    absent_at = evidence.context.earliest(min(gain.asked_before for gain in evidence.gains), evidence.asked_without)
-    if evidence.context.has_ended_stays(absent_at):
-        return None
-    if gone is None:
-        return absent_at
-    retired = (evidence.context.users[user_id].retired_at for user_id in evidence.retired)
-    returned = (c.answer.arrived_at for c in evidence.changes if c.previous is None)
-    gone_at = latest_of(gone.gone_at, *retired, *returned)
-    return absent_at if gone_at is not None and gone_at <= absent_at else None
 
 
 def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
     """Rule 2. A gain whose previous answer was requested before ``since`` is a late first sight (2a), and no event."""
     for gain in evidence.gains:
         if gain.asked_before >= since:
-            yield Event(
-                kind="access_granted",
-                flow_id=evidence.flow_id,
-                last_unchanged_at=gain.asked_before,
-                observed_at=gain.answer.arrived_at,
-                proven_for_all=True,
-                user_id=gain.user_id,
-                new=gain.listed,
-            )
+            yield Event("access_granted", evidence.flow_id, *gain.interval, user_id=gain.user_id, new=gain.listed)
+
+
+class _Losses(NamedTuple):
+    """What became of the users who lost a workflow."""
+
+    alone: tuple[Event, ...] = ()
+    absence: Absence | None = None
+    """It disappeared."""
+    is_absence_proven: bool = False
+    waiting: Mapping[str, Loss] = {}
+    awaited: int = 0
+
+
+def _losses(evidence: Evidence) -> _Losses:
+    """What is known of each user who lost it, now or earlier; users of whom nothing is known yet wait."""
+    lost = {**evidence.waiting, **_lost_now(evidence)}
+    if not lost:
+        return _Losses()
+    absence = Absence(evidence, lost)
+    if evidence.context.heard and not absence.awaited:
+        return _Losses(_lost_alone(evidence, lost, absence.at), absence, absence.is_proven())
+    if _is_back(evidence):
+        return _Losses((), absence)
+    alone = _lost_alone(evidence, lost)
+    waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
+    return _Losses(alone, waiting=waiting, awaited=len(Absence(evidence, waiting).awaited) if waiting else 0)
+
+
+def _lost_now(evidence: Evidence) -> dict[str, Loss]:
+    return {
+        c.user_id: Loss(c.before, c.previous.asked_at, c.answer)
+        for c in evidence.changes
+        if c.previous is not None and c.before is not None and c.after is None
+    }
+
+
+def _is_back(evidence: Evidence) -> bool:
+    """Rule 3a: no user listed it any more, and now only users who were waiting list it again."""
+    entries = evidence.entries
+    return not evidence.before and bool(entries) and all(entry.user_id in evidence.waiting for entry in entries)
+
+
+def _lost_alone(evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime | None = None) -> tuple[Event, ...]:
+    """Rule 4."""
+    return tuple(
+        Event("access_lost", evidence.flow_id, *interval, user_id=user_id, old=lost[user_id].listed)
+        for user_id, interval in intervals.of_losses(evidence, lost, until)
+    )
+
+
+def _attribute_events(evidence: Evidence, workflow: KnownWorkflow) -> tuple[list[Event], KnownWorkflow]:
+    """The changes of name and cycle that the answers prove. Two that one answer proves have the same interval."""
+    changed, known = zip(*(_value_changes(evidence, workflow, field) for field in VALUE_FIELDS), strict=True)
+    return _events(evidence.flow_id, workflow.listed, *changed), msgspec.structs.replace(
+        workflow, **dict(zip(VALUE_FIELDS, known, strict=True))
+    )
+
+
+def _value_changes(
+    evidence: Evidence, workflow: KnownWorkflow, field: ValueField
+) -> tuple[list[_ValueChange], KnownValue]:
+    """Rule 6: the changes that the answers prove, in the order of their arrival, and the value known afterwards.
+
+    An answer with another value proves a change if it was requested after an answer with the known value had arrived.
+    One that repeats its user's last value only counts if no active user shows the known value any more: otherwise users
+    who are told different values for good would make events in every run.
+    """
+    value, known = attrgetter(field), getattr(workflow, field)
+    before = {(c.user_id, c.answer): c.before for c in evidence.changes}
+    observed: list[tuple[str | None, Answer, bool]] = [  # whether it is another value than the user's answer before had
+        (
+            value(listed),
+            answer,
+            (user_id, answer) in before and ((was := before[user_id, answer]) is None or value(was) != value(listed)),
+        )
+        for user_id, answer, listed in evidence.answers_with_it()
+    ]
+    changes: list[_ValueChange] = []
+    while newer := [e for e in observed if e[0] != known.value and e[1].asked_at >= known.first.arrived_at]:
+        new = [each for each in newer if each[2]]
+        if not new and any(evidence.showing(field, known.value)):
+            break
+        following, answer, _ = min(new or newer, key=lambda each: (each[1].arrived_at, each[1].asked_at, each[0] or ""))
+        interval = intervals.of_change(known, (each for shown, each, _ in observed if shown == known.value), answer)
+        known = KnownValue(following, answer, answer)
+        changes.append(_ValueChange(known, interval))
+    left = (c.previous for c in evidence.changes if c.previous and c.before and value(c.before) == known.value)
+    return changes, known._replace(last=max((known.last, *left)))  # of users who have another value by now
+
+
+class _ValueChange(NamedTuple):
+    known: KnownValue
+    """From then on."""
+    interval: Interval
+
+
+def _events(flow_id: str, old: Listed, renamed: Iterable[_ValueChange], cycled: Iterable[_ValueChange]) -> list[Event]:
+    events: list[Event] = []
+    names, cycles = ({change.known.first: change for change in changes} for changes in (renamed, cycled))
+    for answer in sorted({*names, *cycles}, key=lambda each: (each.arrived_at, each.asked_at)):
+        name, cycle = names.get(answer), cycles.get(answer)
+        new = Listed(name.known.value if name else old.name, cycle.known.value if cycle else old.cycle, None)
+        kinds: tuple[tuple[EventKind, _ValueChange | None], ...] = (("cycle_changed", cycle), ("renamed", name))
+        events += (Event(kind, flow_id, *change.interval, old=old, new=new) for kind, change in kinds if change)
+        old = new
+    return events
 
 
 def _due_at(evidence: Evidence, result: Judgement) -> dt.datetime | None:

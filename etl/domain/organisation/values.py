@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -182,26 +182,17 @@ class StepContext:
         self.unheard: Final = sum(not users[user_id].heard for user_id in self.active)
         self.last_arrival: Final = max((user.latest.arrived_at for user in users.values()), default=decided_at)
         left = ((users[user_id].left_at, user_id) for user_id in users.keys() - self.active)
-        self._left = sorted(left, reverse=True)
+        self.left: Final = sorted(left, reverse=True)
+        """When users fell silent or retired, the latest first."""
         self.last_end: Final = max(ended_stays, default=None)
 
     def left_since(self, moment: dt.datetime) -> Iterator[str]:
         """The users who fell silent or retired at ``moment`` or later."""
-        return (user_id for left_at, user_id in self._left if left_at >= moment)
+        return (user_id for left_at, user_id in self.left if left_at >= moment)
 
     def has_ended_stays(self, moment: dt.datetime) -> bool:
         """Whether somebody who has come back was away from ``moment`` or later."""
         return self.last_end is not None and self.last_end >= moment
-
-    def earliest(self, known: dt.datetime, asked_at: Callable[[str], dt.datetime | None]) -> dt.datetime:
-        """The earliest of ``known`` and of ``asked_at`` over all users who had not left by then."""
-        given = (asked_at(user_id) for user_id in self.active)
-        earliest = min([known, *(at for at in given if at is not None)])
-        for left_at, user_id in self._left:
-            if left_at < earliest:
-                break
-            earliest = min(earliest, asked_at(user_id) or earliest)
-        return earliest
 
 
 def states_after(

@@ -1,4 +1,8 @@
-"""What is known about a workflow, for the rules of ``docs/organisation.md``: who listed it, and who does now. Pure."""
+"""Between which two answers an event lies: what answers say about one workflow, and the interval of each rule. Pure.
+
+An interval begins when an answer was requested that still shows the old state, and ends when one had arrived that shows
+the new one. The rules are those at the top of the package.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,30 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
-from etl.domain.organisation.values import Answer, Listed, ListEntry, ListingChange, StepContext, Workflow
+from etl.domain.model import latest_of
+from etl.domain.organisation.values import (
+    Answer,
+    KnownValue,
+    KnownWorkflow,
+    Listed,
+    ListEntry,
+    ListingChange,
+    Loss,
+    StepContext,
+    Workflow,
+)
 
 ValueField = Literal["name", "cycle"]
 """What a workflow has one of, whoever looks at it."""
 VALUE_FIELDS: Final[tuple[ValueField, ...]] = get_args(ValueField)
+
+
+class Interval(NamedTuple):
+    """When something happened: after the first moment and not after the second."""
+
+    last_unchanged_at: dt.datetime
+    observed_at: dt.datetime
+    proven_for_all: bool = True
 
 
 class Entry(NamedTuple):
@@ -30,6 +53,11 @@ class Gain(NamedTuple):
     asked_before: dt.datetime
     answer: Answer
     listed: Listed
+
+    @property
+    def interval(self) -> Interval:
+        """Rule 2."""
+        return Interval(self.asked_before, self.answer.arrived_at)
 
 
 class Evidence:
@@ -158,3 +186,113 @@ def _listings_after(before: Mapping[str, ListEntry], changes: Iterable[ListingCh
             since = continued.since if continued else change.answer.arrived_at
             after[change.user_id] = ListEntry(since, change.after)
     return after
+
+
+# ------------------------------------------------------------------------------------------------- 1: it (re)appeared
+
+
+def of_appearance(
+    evidence: Evidence, first: Entry, gone: KnownWorkflow | None, *, is_proven_gone: bool
+) -> Interval | None:
+    """Rules 1 and 1b; None if only first answers of users show it (1a)."""
+    asked_before = [gain.asked_before for gain in evidence.gains if gain.asked_before < first.at]
+    if not asked_before and not evidence.back:
+        return None
+    absent_at = _absent_at(evidence, gone) if is_proven_gone else None
+    after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
+    assert after is not None  # noqa: S101 - users come back only after its disappearance was reported
+    return Interval(after, first.at, absent_at is not None)
+
+
+def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | None:
+    """The latest moment at which everybody is proven to have been without it; None where there is none."""
+    if not evidence.gains or not evidence.coming.isdisjoint(evidence.after):
+        return None
+    absent_at = _earliest_without(evidence)
+    if evidence.context.has_ended_stays(absent_at):
+        return None
+    if gone is None:
+        return absent_at
+    retired = (evidence.context.users[user_id].retired_at for user_id in evidence.retired)
+    returned = (c.answer.arrived_at for c in evidence.changes if c.previous is None)
+    gone_at = latest_of(gone.gone_at, *retired, *returned)
+    return absent_at if gone_at is not None and gone_at <= absent_at else None
+
+
+def _earliest_without(evidence: Evidence) -> dt.datetime:
+    """The earliest of everybody's latest requests that were answered without it; not of those who had left by then."""
+    given = map(evidence.asked_without, evidence.context.active)
+    earliest = min([*(gain.asked_before for gain in evidence.gains), *(at for at in given if at is not None)])
+    for left_at, user_id in evidence.context.left:
+        if left_at < earliest:
+            break
+        earliest = min(earliest, evidence.asked_without(user_id) or earliest)
+    return earliest
+
+
+# ---------------------------------------------------------------------------------------------- 3: everybody lost it
+
+
+class Absence:
+    """Rule 3: whether all users were without it at one moment.
+
+    That moment is ``at``, the arrival of the first answer without it of the user who lost it last; or, if all others
+    had lost it before that answer was requested, the moment when EnOS read that answer.
+    """
+
+    def __init__(self, evidence: Evidence, lost: Mapping[str, Loss]) -> None:
+        self._evidence = evidence
+        self._last = max(lost, key=lambda user_id: (lost[user_id].without.arrived_at, user_id))
+        last = lost[self._last].without
+        self.at = last.arrived_at
+        others = (loss.without for user_id, loss in lost.items() if user_id != self._last)
+        self._needs_last = any(without.arrived_at > last.asked_at for without in others)
+        self.since = self.at if self._needs_last else last.asked_at
+        """A moment not later than that one."""
+        shown = [answer.asked_at for _, answer, _ in evidence.answers_with_it() if answer.asked_at < self.at]
+        self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
+        self.awaited = [user_id for user_id in evidence.active() if not self._was_without(user_id)]
+        """The active users who may have had it still, or again."""
+        self.back = [entry for entry in evidence.entries if entry.answer.asked_at >= self.at]
+
+    def interval(self, *, proven: bool) -> Interval:
+        """If it is not proven, until the last answer arrived that was known when this was reported, unless a later one
+        has the workflow."""
+        if proven or self.back or not self._evidence.is_last:
+            return Interval(self._shown_asked_at, self.at, proven)
+        return Interval(self._shown_asked_at, max(self.at, self._evidence.context.last_arrival), proven_for_all=False)
+
+    def is_proven(self) -> bool:
+        """Whether no user can still have had it, not even one who is silent or retired, or whose removal is held."""
+        context = self._evidence.context
+        others = {*self._evidence.counting(), *self._evidence.after, *context.left_since(self._shown_asked_at)}
+        return all(map(self._was_without, others)) and not context.has_ended_stays(self._shown_asked_at)
+
+    def _was_without(self, user_id: str) -> bool:
+        """Whether a user is known to have been without it at that moment."""
+        if user_id == self._last and not self._needs_last:
+            return True
+        without = self._evidence.asked_without(user_id)
+        return without is not None and without >= self.at
+
+
+# ------------------------------------------------------------------------------- 4: a user lost it; 6: another value
+
+
+def of_losses(
+    evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime | None = None
+) -> Iterator[tuple[str, Interval]]:
+    """Rule 4, by user: an answer with it was requested (before ``until``) when the user was already without it."""
+    shown = [(user_id, asked_at) for user_id, asked_at in evidence.last_shown() if until is None or asked_at < until]
+    latest = max((asked_at for _, asked_at in shown), default=None)
+    for user_id, loss in sorted(lost.items(), key=lambda item: (item[1].without.arrived_at, item[0])):
+        without_at = loss.without.arrived_at
+        if latest is not None and latest >= without_at:
+            proven = any(other != user_id and asked_at >= without_at for other, asked_at in shown)
+            yield user_id, Interval(loss.shown_asked_at, without_at, proven)
+
+
+def of_change(known: KnownValue, same: Iterable[Answer], answer: Answer) -> Interval:
+    """Rule 6: ``answer`` has another value than the ``known`` one, which the ``same`` answers have."""
+    shown = (known.first, known.last, *same)
+    return Interval(max(each.asked_at for each in shown if each.arrived_at <= answer.asked_at), answer.arrived_at)
