@@ -21,6 +21,8 @@ from etl.domain.model import Doubt, Flow, State
 
 FEWEST_WITHOUT_KEY: Final = 5
 """From so many workflows on, a key that all of them have lost was forgotten, not left out because it is null."""
+WAITING_FLOWS: Final = 50_000
+"""Workflows of second answers that wait in memory: some 15 MB. What does not fit is held."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -211,25 +213,31 @@ def emptied_targets(targets: int, limits: Limits) -> Sum:
     return Sum(max(limits.max_emptied_targets, _at_least(limits.max_emptied_share, targets)), targets)
 
 
-def hold_with_others(known: Set[str], answered: Set[str], limits: Limits, reason: str) -> Decision:
-    """Keep everything that an answer lacks, because too much is missing in several answers together."""
+def ruling(removals: Sum, emptied: Sum | None) -> Ruling:
+    """Whether a second answer that removes something is believed, held, or must wait: the stricter one of its
+    organisation's sum and, for a list that empties, of the run's."""
+    rulings = {removals.ruling, emptied.ruling if emptied else "believe"}
+    return "hold" if "hold" in rulings else "wait" if "wait" in rulings else "believe"
+
+
+def weigh_together(
+    own: Decision, known: Set[str], answered: Set[str], limits: Limits, removals: Sum, emptied: Sum | None = None
+) -> Decision:
+    """Decide about a second answer of which ``own`` is the decision by itself, once it no longer waits.
+
+    If too much is missing in several answers together, everything that it lacks is kept.
+    """
+    if not own.removes or ruling(removals, emptied) == "believe":  # 10, 12
+        return own
     absent = known - answered
     brought = len(answered - known)
-    whole = brought > 0 and brought >= share_of(limits.max_removed_share, len(known))
+    whole = brought > 0 and brought >= share_of(limits.max_removed_share, len(known))  # 11
+    reason = f"of the {removals.total} workflows in the organisation's lists {removals.of_run} go missing in this run"
+    if emptied and removals.ruling == "believe":  # 13
+        reason = f"{emptied.of_run} of the run's {emptied.total} targets have become empty"
+    elif removals.before:
+        reason += f", and {removals.before} were removed within the {_hours(limits.window)} before"
     return Decision(absent, whole=whole, reason=f"{_missing_of(absent, known)}; {reason}")
-
-
-def reason_of_organisation(removals: Sum, window: dt.timedelta) -> str:
-    """Why removals of an organisation are held."""
-    lists = f"of the {removals.total} workflows in the organisation's lists {removals.of_run} go missing in this run"
-    if not removals.before:
-        return lists
-    return f"{lists}, and {removals.before} were removed within the {_hours(window)} before"
-
-
-def reason_of_emptied(emptied: Sum) -> str:
-    """Why lists that emptied are held."""
-    return f"{emptied.of_run} of the run's {emptied.total} targets have become empty"
 
 
 def share_of(share: float, total: int) -> Fraction:

@@ -151,8 +151,9 @@ def _check(
     for org, removes in removed.items():
         known, (_, by_run, by_others) = removals.sums[org], found[org]
         of_run = max(known.of_run, by_run + removes)
-        if by_others + of_run >= known.limit:
-            over[org] = msgspec.structs.replace(known, before=by_others, seen=of_run, expected=0)
+        summed = msgspec.structs.replace(known, before=by_others, seen=of_run, expected=0)
+        if summed.ruling == "hold":
+            over[org] = summed
     if over:
         raise TooManyRemovals(over)
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import msgspec
 
 from etl.domain import guard, verdict
-from etl.domain.guard import Decision, Limits, Ruling, Sum
+from etl.domain.guard import WAITING_FLOWS, Decision, Limits, Sum
 from etl.domain.holds import Approval, code, held_set
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Malformed
 from etl.store import Removals
-from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, SecondAnswers
+from etl.sync.removals import BatchRemovals, Deferred, PendingAnswer, SecondAnswers
 from etl.sync.result import RunOptions
 
 
@@ -103,13 +103,13 @@ class Decider:
         assert self._sums is not None  # noqa: S101 - only second answers wait
         for state, (fence, snapshot) in waiting:
             each = AssessedAnswer(fence, state, snapshot, self._decide(fence, state, snapshot))
-            yield self._ruled(each, self._sums.ruling(each.org_id, not snapshot.flows), self._sums)
+            yield self._weighed(each, *self._sums.against(each.org_id, each.emptied))
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
         """The outcomes with the removals in these organisations held, because other runs have removed too much
         meanwhile."""
         return [
-            self._outcome(each, self._hold(each, guard.reason_of_organisation(sums[each.org_id], self._limits.window)))
+            self._weighed(each, sums[each.org_id])
             if (each := self._removing.get(outcome.fence.target_id)) and each.org_id in sums
             else outcome
             for outcome in outcomes
@@ -150,11 +150,11 @@ class Decider:
             self._count(each)
             sums.saw(each.fence.target, each.missing, each.emptied)
         for each in assessed:
-            ruling = sums.ruling(each.org_id, each.emptied) if each.decision.removes else "believe"
-            if ruling == "wait" and self._has_room(pending := PendingAnswer(each.fence, each.snapshot)):
+            against, pending = sums.against(each.org_id, each.emptied), PendingAnswer(each.fence, each.snapshot)
+            if each.decision.removes and guard.ruling(*against) == "wait" and self._has_room(pending):
                 self._undecided.append(pending)
             else:
-                yield self._ruled(each, ruling, sums)
+                yield self._weighed(each, *against)
 
     def _count(self, assessed: AssessedAnswer) -> None:
         self._missing[assessed.org_id] += assessed.missing
@@ -166,16 +166,12 @@ class Decider:
 
     # ----------------------------------------------------------------------------------------------------- outcomes
 
-    def _ruled(self, assessed: AssessedAnswer, ruling: Ruling, sums: SecondAnswers) -> Outcome:
-        if ruling != "believe":
-            reason = sums.reason(assessed.org_id, not assessed.snapshot.flows, self._limits)
-            return self._outcome(assessed, self._hold(assessed, reason))
-        if assessed.decision.removes:
+    def _weighed(self, assessed: AssessedAnswer, removals: Sum, emptied: Sum | None = None) -> Outcome:
+        known, own = assessed.state.flows.keys(), assessed.decision
+        decision = guard.weigh_together(own, known, assessed.answered, self._limits, removals, emptied)
+        if decision.removes:
             self._removing[assessed.fence.target_id] = assessed
-        return self._outcome(assessed, assessed.decision)
-
-    def _hold(self, assessed: AssessedAnswer, reason: str) -> Decision:
-        return guard.hold_with_others(assessed.state.flows.keys(), assessed.answered, self._limits, reason)
+        return self._outcome(assessed, decision)
 
     def _outcome(self, assessed: AssessedAnswer, decision: Decision) -> Outcome:
         fence, state, snapshot, _ = assessed

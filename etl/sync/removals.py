@@ -3,7 +3,7 @@
 1. First answers: an answer is uncertain if it removes something, or if it is an empty first list. Only how much it
    would remove is kept: four bytes per target, and two numbers per organisation.
 2. Second answers: those targets are asked again, in batches. An answer that removes something is believed or held as
-   soon as the sums decide it, whatever the remaining targets may answer (``SecondAnswers.ruling``).
+   soon as the sums decide it, whatever the remaining targets may answer (``ruling`` in ``etl.domain.guard``).
 3. If it depends on them, the answer waits in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows in all;
    beyond that, removals are held.
 
@@ -22,14 +22,12 @@ from typing import Final, NamedTuple
 import msgspec
 
 from etl.domain import guard
-from etl.domain.guard import Limits, Ruling, Sum
+from etl.domain.guard import WAITING_FLOWS, Limits, Sum
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Fence, Snapshot, Target
 
-WAITING_FLOWS: Final = 50_000
-"""Workflows of pending answers in memory: some 15 MB."""
-_FLOWS_A_TARGET: Final = 10
-"""The overhead of an answer, in workflows."""
+_FLOWS_AN_ANSWER: Final = 10
+"""The overhead of an answer that waits, in workflows."""
 
 
 class Deferred(NamedTuple):
@@ -65,17 +63,9 @@ class SecondAnswers(msgspec.Struct, kw_only=True):
         self.emptied = self.emptied.plus(seen=int(emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
 
-    def ruling(self, org_id: str, emptied: bool) -> Ruling:
-        """Whether a second answer that removes something is believed, held, or must wait: the stricter of two."""
-        rulings = {self.orgs[org_id].ruling, self.emptied.ruling if emptied else "believe"}
-        return "hold" if "hold" in rulings else "wait" if "wait" in rulings else "believe"
-
-    def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
-        """Why it is held."""
-        of_org = self.orgs[org_id]
-        if emptied and of_org.ruling == "believe":
-            return guard.reason_of_emptied(self.emptied)
-        return guard.reason_of_organisation(of_org, limits.window)
+    def against(self, org_id: str, emptied: bool) -> tuple[Sum, Sum | None]:
+        """The sums against which a second answer counts: its organisation's, and the run's if its list empties."""
+        return self.orgs[org_id], self.emptied if emptied else None
 
 
 class PendingAnswer(NamedTuple):
@@ -90,7 +80,7 @@ class PendingAnswer(NamedTuple):
 
     @property
     def flows(self) -> int:
-        return len(self.snapshot.flows or ()) + _FLOWS_A_TARGET
+        return len(self.snapshot.flows or ()) + _FLOWS_AN_ANSWER
 
 
 class BatchRemovals(NamedTuple):
@@ -175,7 +165,7 @@ class RunRemovals:
         decided: list[PendingAnswer] = []
         waiting: list[PendingAnswer] = []
         for each in self._undecided:
-            ruling = second_answers.ruling(each.fence.target.org_id, each.emptied)
+            ruling = guard.ruling(*second_answers.against(each.fence.target.org_id, each.emptied))
             (waiting if ruling == "wait" else decided).append(each)
         if sum(each.flows for each in waiting) > WAITING_FLOWS:
             decided, waiting = self._undecided, []

@@ -19,10 +19,10 @@ from sqlalchemy import Engine
 
 from etl.config import TargetList
 from etl.domain import guard
-from etl.domain.guard import Limits, Sum
+from etl.domain.guard import WAITING_FLOWS, Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
 from etl.store import Store
-from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RunRemovals
+from etl.sync.removals import BatchRemovals, Deferred, PendingAnswer, RunRemovals
 from tests.support.builders import LIMITS, STEADY, numbered
 from tests.support.questions import Runs, Upstream, users, verdicts
 
@@ -328,13 +328,13 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
             together.saw(target, removes[target], False)
             missing[target.org_id] += removes[target]
         for target in look.first:
-            rulings[target] = together.ruling(target.org_id, False)
+            rulings[target] = guard.ruling(*together.against(target.org_id, False))
             if rulings[target] == "wait":
                 undecided.append(waiting(target))
         known.add_second(look, BatchRemovals(missing, undecided=undecided))
         decided, now = known.take_decided()
         for each in decided:
-            rulings[each.fence.target] = now.ruling(each.fence.target.org_id, False)
+            rulings[each.fence.target] = guard.ruling(*now.against(each.fence.target.org_id, False))
     sums = {org: sum(removes[t] for t in targets if t.org_id == org) for org in "ab"}
     assert {t: rulings[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
     assert known.unsettled == 0

@@ -243,7 +243,7 @@ BUGS = (
          "    return Sum(10**12, had, before)",
          "test_guard_together", MODEL),
     _bug("the sum is not checked where it is raised", "etl/store",
-         "        if by_others + of_run >= known.limit:\n",
+         '        if summed.ruling == "hold":\n',
          "        if False:\n",
          "test_guard_together"),
     _bug("the organisation is not locked while its sum is checked", "etl/store",

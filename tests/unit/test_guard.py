@@ -15,12 +15,12 @@ from etl.domain.guard import (
     approve,
     emptied_targets,
     hold,
-    hold_with_others,
     keys_lost,
     refuse_approval,
     weigh,
     weigh_changes,
     weigh_first,
+    weigh_together,
 )
 from etl.domain.holds import FEWEST_DIGITS, Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.kinds import ChangeKind
@@ -163,9 +163,10 @@ def test_exactly_the_share_of_emptied_targets_is_too_many_whatever_binary_fracti
 
 @pytest.mark.parametrize(("added", "whole"), [(0, False), (2, False), (3, True), (9, True)])
 def test_a_list_that_is_doubted_with_others_is_held_whole_where_as_much_is_new(added, whole):
-    decision = hold_with_others(ids(1, 9), ids(6, 9) | ids(101, 100 + added), LIMITS, "so many others, too")
+    own, answered = Decision(removes=5, uncertain=True), ids(6, 9) | ids(101, 100 + added)
+    decision = weigh_together(own, ids(1, 9), answered, LIMITS, Sum(100, 160), Sum(5, 20, seen=5))
     assert (decision.held, decision.whole) == (ids(1, 5), whole)
-    assert decision.reason == "5 of 9 workflows are missing; so many others, too"
+    assert decision.reason == "5 of 9 workflows are missing; 5 of the run's 20 targets have become empty"
 
 
 def test_holding_keeps_everything_that_is_absent_and_says_how_much():
