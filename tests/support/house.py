@@ -21,6 +21,7 @@ from etl.domain.model import Flow, Target
 from etl.gateway import Gateway
 from etl.store import NewRun, Store
 from etl.system.clock import utc_now
+from etl.verify import verify
 from tests.support import checker
 from tests.support.builders import run_context
 from tests.support.enos import Fault, Kind, LocalGateway, Order
@@ -106,6 +107,7 @@ class House:
         findings = checker.check(
             self.url, self.deliveries(), settled=settled, every_answer=every_answer, guard=checker.Guard()
         )
+        findings += map(str, verify(self.engine))
         assert not findings, "\n".join(findings)
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
