@@ -164,7 +164,6 @@ TAMPERINGS = {
     "runs of versions exchanged": (
         "UPDATE change_set SET run_id = (SELECT max(run_id) FROM change_set) WHERE version = 1"
     ),
-    "a run without its seal": "DELETE FROM run_seal WHERE id = 2",
     "the last run gone with its seal": (
         "DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);"
         "DELETE FROM run_seal WHERE id = (SELECT max(id) FROM run_seal)"
@@ -180,14 +179,9 @@ TAMPERINGS = {
         "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds)"
         " SELECT 99, run_id, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id = 1"
     ),
-    "pruned issues are not told": "DELETE FROM pruned_issues",
     "an issue invented": (
         "INSERT INTO sync_issue (run_id, target_id, verdict, message) SELECT run_id, target_id, 'failed', 'x'"
         " FROM change_set WHERE version = 1"
-    ),
-    "a change deleted": "DELETE FROM workflow_change WHERE flow_id = '1' AND change_set_id = 1",
-    "a change added": (
-        "INSERT INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, 'x', 'baseline', 'y')"
     ),
     "a version deleted": "DELETE FROM change_set WHERE version = 2; DELETE FROM observation WHERE version = 2",
     "the approval taken away": "UPDATE change_set SET approved_by = NULL, approved_scope = NULL",
@@ -195,9 +189,7 @@ TAMPERINGS = {
         f"UPDATE observation SET last_at = {LATER}, last_asked_at = {LATER}, observations = observations + 1,"
         " longest_gap_seconds = 5000000 WHERE id = (SELECT observation_id FROM target WHERE user_id = 'u000')"
     ),
-    "an outage denied": "UPDATE observation SET interrupted = 0 WHERE interrupted = 1",
     "a span deleted": "DELETE FROM observation WHERE version = 1",
-    "a membership deleted": "DELETE FROM target_membership WHERE id = 2",
     "a seal of another run": "UPDATE run_seal SET run_id = 990 WHERE run_id = 2",
     "an event of the organisation deleted": "DELETE FROM org_event WHERE event_id = 1",
 }
@@ -205,12 +197,10 @@ TAMPERINGS = {
 PLACES = {
     "all failures deleted, and runs called well": "sync_run",
     "runs of versions exchanged": "change_set.observed_at",
-    "a run without its seal": "run_seal.id",
     "the last run gone with its seal": "trail.last_seal",
     "a run that has ended, without a seal": "run_seal",
     "a scope with a fraction": "sync_run.scope",
     "an invented member": "run_seal.events_digest",
-    "pruned issues are not told": "sync_run",
     "an open span that is stretched by months": "observation",
 }
 """What `verify` names, where that is not plain."""

@@ -35,6 +35,7 @@ PLACES = {"renamed": 1, "cycle_changed": 2, "editable_changed": 3}
 APPROVED = ("removed", *PLACES)
 NO_ANSWERS = {"date"}
 """Faults of the local gateway that deliver a list that no client may accept."""
+_attributes = attrgetter("flow_id", "flow_name", "cycle", "editable")
 _DAY = 24 * 3600 * 1_000_000
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -46,8 +47,8 @@ class Delivered(NamedTuple):
     user: str
     expression: str
     flows: Sequence[Any]
-    """Each ``(flow_id, flow_name, cycle, editable)``, as a tuple or with these attributes."""
-    at: dt.datetime | None = None
+    """Each with ``flow_id``, ``flow_name``, ``cycle`` and ``editable``."""
+    at: dt.datetime
     kept_open: bool = False
     """Whether its connection may have carried other answers, too; then it makes no version."""
 
@@ -64,7 +65,7 @@ class Guard(NamedTuple):
 
 def check(
     url: str,
-    deliveries: Iterable[Any],
+    deliveries: Iterable[Delivered],
     *,
     settled: bool = True,
     every_answer: bool = False,
@@ -73,7 +74,7 @@ def check(
 ) -> list[str]:
     """What is wrong with the database at ``url``, in sentences; empty if nothing is.
 
-    ``deliveries``: ``(org, user, expression, flows, time)`` of every complete valid answer, in order; time may be None.
+    ``deliveries``: every complete valid answer, in order.
     ``settled``: the run of each target's last answer has ended, so that answer must be in the database.
     ``every_answer``: also, no answer was held, superseded or interrupted, so each different one is a version.
     ``guard``: all was written by runs with these limits, which ask twice before they remove something.
@@ -81,9 +82,9 @@ def check(
     """
     tables = tables_of(url)
     answers: dict[Key, list[_Answer]] = defaultdict(list)
-    for org, user, expression, flows, at, *kept_open in deliveries:
-        at_micros = None if at is None else _micros(at)
-        answers[org, user, expression].append(_Answer(_by_id(flows), at_micros, any(kept_open)))
+    for each in deliveries:
+        state = {flow.flow_id: _attributes(flow) for flow in each.flows}
+        answers[each[:3]].append(_Answer(state, _micros(each.at), each.kept_open))
     findings: list[str] = []
     for row in tables.target:
         one = _Target(row, tables, answers.pop((row.org_id, row.user_id, row.expression), []))
@@ -120,7 +121,7 @@ def digest(flows: Iterable[Flow]) -> str:
 
 class _Answer(NamedTuple):
     state: State
-    at: int | None
+    at: int
     kept_open: bool
 
 
@@ -239,12 +240,10 @@ class _Target:
         self._say(doubted != differing, "what is doubted is not what the last answer changes")
         self._say(self.row.answer_digest != digest(last.values()), "answer_digest is not the last answer's")
 
-    def _lost_the_race(self, at: int | None) -> bool:
+    def _lost_the_race(self, at: int) -> bool:
         """Whether the last answer came during a run in which this target was stale."""
         runs = [self.runs[i.run_id] for i in self.issues if i.verdict == "stale" and i.run_id in self.runs]
-        return any(
-            at is None or (run.started_at <= at and (run.finished_at is None or at <= run.finished_at)) for run in runs
-        )
+        return any(run.started_at <= at and (run.finished_at is None or at <= run.finished_at) for run in runs)
 
     def _each_answer(self, guarded: bool) -> None:
         """An answer that removes something, or a first list that is empty, only causes a second request."""
@@ -518,9 +517,3 @@ def _instant(value: Any) -> Any:
 
 def _micros(at: dt.datetime) -> int:
     return (at - _EPOCH) // dt.timedelta(microseconds=1)
-
-
-def _by_id(flows: Iterable[Any]) -> State:
-    fields = attrgetter("flow_id", "flow_name", "cycle", "editable")
-    listed = [tuple(flow) if isinstance(flow, list | tuple) else fields(flow) for flow in flows]
-    return {flow[0]: flow for flow in listed}
