@@ -23,6 +23,7 @@ Rows = dict[str, list[Row]]
 Sign = Callable[[bytes], tuple[str, str]]
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
+TAKEN_AT = "2026-03-30T00:00:00Z"
 ANN, BEN, CAT = Target("o1", "ann"), Target("o1", "ben", "电"), Target("o2", "cat")
 
 
@@ -464,12 +465,12 @@ def kept_lines(rows: Rows) -> bytes:
     return b"".join(lines_of(kept))
 
 
-def kept_heads(rows: Rows, taken_at: str) -> list[Row]:
+def kept_heads(rows: Rows) -> list[Row]:
     """The latest version of each target as a line of a kept file has it."""
     latest = {target_of(row): row for row in sorted(rows["change_sets"], key=lambda row: int(row["version"]))}
     names = ("version", "hash", "state_digest")
     return [
-        {**target._asdict(), **{name: row[name] for name in names}, "spans": [], "open": False, "taken_at": taken_at}
+        {**target._asdict(), **{name: row[name] for name in names}, "spans": [], "open": False, "taken_at": TAKEN_AT}
         for target, row in latest.items()
     ]
 
