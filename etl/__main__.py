@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+from contextlib import redirect_stderr
 from types import FrameType
 
 from etl.system import streams
@@ -24,23 +25,22 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job that a shell starts with `&` ignores it
         signal.signal(signal.SIGINT, _end)
     try:
-        from etl.cli import main as run
-
+        with redirect_stderr(None):  # what the interpreter says as memory runs out is no help to anybody
+            from etl.cli import main as run
         run()
-    except (MemoryError, ImportError, OSError, SystemError) as error:
-        if not _is_lack_of_memory(error):
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or _is_at_its_limit()):
             raise
         sys.stderr.write("This process gets too little memory: see `ulimit -v`, or the limit of its container.\n")
         sys.exit(1)
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether memory was lacking. A library that cannot be loaded then raises ImportError with the linker's message.
-
-    The interpreter itself may fail to say why: SystemError, "error return without exception set".
-    """
-    lacking = ("failed to map segment", "annot allocate memory", "without exception set")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in lacking)
+def _is_at_its_limit() -> bool:
+    """Whether memory is lacking. All kinds of errors may say so: ImportError, SystemError, even SyntaxError."""
+    try:
+        return not bytearray(32 << 20)
+    except MemoryError:
+        return True
 
 
 def _nothing_to_finish_yet(*_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import redirect_stderr
 from importlib import import_module
 from pathlib import Path
 from typing import Final
@@ -69,7 +70,8 @@ class _LazyGroup(CommandGroup):
         if cmd_name not in _COMMANDS:
             return None
         module, _, name = _COMMANDS[cmd_name].partition(".")
-        command: click.Command = getattr(import_module(f"etl.cli.{module}"), name)
+        with redirect_stderr(None):  # see etl/__main__.py
+            command: click.Command = getattr(import_module(f"etl.cli.{module}"), name)
         gc.freeze()
         gc.enable()
         return command

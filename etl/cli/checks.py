@@ -33,7 +33,7 @@ from etl.system.clock import utc_now
 
 _DETAIL_SECONDS: Final = 60.0
 _TIMEZONE_SECONDS: Final = 10.0
-_NONE: Final = dt.timedelta(0)
+_NO_TIME: Final = dt.timedelta(0)
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at any time, to bound memory."""
 
@@ -121,12 +121,12 @@ def _counted(schedules: Sequence[Schedule]) -> str:
 
 
 def _load(requests: int, gateway: GatewaySettings) -> str:
-    """What a run over so many targets asks of the gateway."""
+    """What a run over so many targets sends to the gateway."""
     most = gateway.requests_per_second or math.inf
     took = {ms: max(math.ceil(requests / gateway.concurrency) * ms / 1000, requests / most) for ms in (20, 200)}
     rate = min(gateway.concurrency / 0.020, most, requests)
     return (
-        f"a run asks {counted(requests, 'request')} and one more for each list that has changed, at most "
+        f"a run sends {counted(requests, 'request')}, and one or two more for each list that has changed: at most "
         f"{gateway.concurrency} at once and {rate:,.0f} a second; {took[20]:.1f} s where an answer takes 20 ms, "
         f"{took[200]:.1f} s where it takes 200 ms"
     )
@@ -183,7 +183,7 @@ def _timezone(app: Application) -> CheckResult:
     if app.enos_zone is None:
         return CheckResult("timezone", True, f"{said}, as EnOS says; [gateway] enos_timezone is not set")
     here, theirs = utc_now().astimezone(app.enos_zone), utc_now().astimezone(zone_of(said)).utcoffset()
-    standard = (here.utcoffset() or _NONE) - (here.dst() or _NONE)
+    standard = (here.utcoffset() or _NO_TIME) - (here.dst() or _NO_TIME)
     name = app.settings.gateway.enos_timezone
     if theirs not in (here.utcoffset(), standard):
         return CheckResult(

@@ -36,7 +36,7 @@ from etl.report.details import (
     with_details,
 )
 from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, WORKFLOWS
-from etl.report.rows import ListChange, ListState, OrgWorkflowEvent
+from etl.report.rows import RUN_COUNTS, ListChange, ListState, OrgWorkflowEvent
 from etl.report.runs import CAUSE_COLUMNS, causes
 from etl.report.targets import observed_targets, unknown_name
 from etl.system.clock import utc_now
@@ -56,8 +56,7 @@ _ORG_NOW: Final = (*_ORG_WORKFLOW, "users", "editors", "first_listed_at", "chang
                    "users_in_gap")  # fmt: skip
 _ORG_THEN: Final = (*_ORG_WORKFLOW, "valid_from", "valid_to", "from_kind", "proven_for_all")
 _STATE: Final = (*_WORKFLOW, "valid_from", "valid_to", "from_kind", "last_listed_at")
-_RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", "targets", "changed", "unchanged",
-               "held", "failed", "stale", "missed")  # fmt: skip
+_RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", *RUN_COUNTS)
 CHANGE_COLUMNS: Final = (*("observed_at", "org_id", "user_id", "expression", "flow_id"), "change", "flow_name", "EnOS")
 _EVENT: Final = ("observed_at", "org_id", "flow_id", "event", "flow_name", "users_after", "proven_for_all", "EnOS")
 

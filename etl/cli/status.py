@@ -22,6 +22,7 @@ from etl.report.coverage import MEMBERSHIPS, UNANSWERED, Coverage, CoveredTarget
 from etl.report.health import HealthSnapshot, Overdue, TargetSummary
 from etl.report.listings import CAUSE_COLUMNS, RUNS, TARGETS, causes
 from etl.report.reading import short_transaction
+from etl.report.rows import RUN_COUNTS
 from etl.report.targets import known_targets
 from etl.service.replica import LEASE
 from etl.service.runs import was_killed
@@ -34,8 +35,7 @@ _PRINTED: Final = 1000
 _RUNS: Final = 10
 _LIMIT: Final = f"At most this many rows per list; tables show {_SHOWN} by default, --json prints {_PRINTED}, 0 is all."
 _STYLES: Final = {"down": "red", "degraded": "red", "notice": "yellow"}
-_RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged", "held",
-                       "failed", "stale", "missed")  # fmt: skip
+_RUN: Final = ("id", "schedule", "origin", "status", "started_at", *RUN_COUNTS)
 _TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
                           "last_error_code", "last_error", "held_workflows", "held_since")  # fmt: skip
 targets = CommandGroup("targets", help="The targets: whose lists are asked for.")
@@ -82,7 +82,7 @@ def status(options: Options) -> None:
         _show_summary(found, snapshot, zone)
         if snapshot is not None:  # otherwise the schedules are unknown
             console.rows("\nSchedules", _SCHEDULE, found["schedules"], zone=zone, most=most, more=_ALL_SHOWN)
-        console.rows("\nLast runs", _RUN_COLUMNS, runs, zone=zone)
+        console.rows("\nLast runs", _RUN, runs, zone=zone)
         console.rows("\nProblems by cause", CAUSE_COLUMNS, why)
         if late := found["overdue"]:
             console.rows("\nOverdue", [*late[0]], late, zone=zone, most=most, more=_ALL_SHOWN)

@@ -31,10 +31,10 @@ NO_TEXT: Final = "bytes that are no text"
 def translated(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except DBAPIError as error:
-        raise _explained(error.orig, engine) from error
-    except engine.dialect.loaded_dbapi.Error as error:  # from a statement that bypassed SQLAlchemy
-        raise _explained(error, engine) from error
+    except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
+        cause = getattr(error, "orig", error)  # there is none if the statement bypassed SQLAlchemy
+        first = getattr(cause, "__context__", None)  # what was rolled back, if that failed, too: it says more
+        raise _explained(first.orig if isinstance(first, DBAPIError) else cause, engine) from error
     except UnreadableTime as error:
         note_damage(engine, str(error))
         raise DatabaseDamaged(

@@ -16,7 +16,7 @@ from etl.database import session
 from etl.database.damage import require_sound
 from etl.database.engine import describe, file_of
 from etl.database.errors import cannot_open, translated
-from etl.errors import DatabaseUnreachable
+from etl.errors import DatabaseDamaged, DatabaseUnreachable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +36,11 @@ def writing(engine: Engine) -> Iterator[Connection]:
     require_sound(engine)
     with _transaction(engine, "BEGIN IMMEDIATE", session.WRITE) as connection:
         yield connection
-        require_sound(engine)
+        try:
+            require_sound(engine)
+        except DatabaseDamaged:
+            connection.invalidate()  # the pool that would close it is gone
+            raise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 import h11
 from requests.structures import CaseInsensitiveDict
+from urllib3.util.ssltransport import SSLTransport
 
 from etl.errors import GatewayUnreachable, Malformed
 from etl.gateway.deadline import Handle
@@ -110,8 +111,9 @@ class Connection:
         with body.getbuffer() as view:
             view[:at], self._leftover = self._leftover[:at], self._leftover[at:]
             while at < count:
-                if not (received := self.connected.recv_into(view[at:])):
-                    raise _cut_short()
+                with view[at:] as rest:  # released, even if the traceback of an error holds it
+                    if not (received := self.connected.recv_into(rest)):
+                        raise _cut_short()
                 at += received
         return body.getvalue()
 
@@ -148,6 +150,12 @@ class Connection:
         self.handle.shut(socket.SHUT_WR)
 
     def close(self) -> None:
+        """Never waits, and never raises."""
+        with suppress(OSError, ValueError):  # ValueError: there is no TLS any more
+            if isinstance(self.connected, (ssl.SSLSocket, SSLTransport)):
+                # OpenSSL does not resume the session of a connection that ended without a farewell.
+                self.connected.settimeout(0)
+                self.connected.unwrap()
         with suppress(OSError):
             self.connected.close()
         self.handle.close()

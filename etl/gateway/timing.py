@@ -22,14 +22,14 @@ RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _TOO_LOW: Final = "[gateway] requests_per_second is too low for its concurrency"
+_PAUSED: Final = "the gateway had too much to do, and all requests pause for longer than that"
 _BUCKETS: Final = 4096
 _CORRECTED_BACK_MS: Final = 60_000
 _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 class RequestPacing:
-    """Limits the requests of all threads together: so many a second, evenly spaced (0: no limit), and none while the
-    gateway has asked to be left alone."""
+    """Limits the requests of all threads together: so many a second, evenly spaced (0: no limit); none in a pause."""
 
     def __init__(self, requests_per_second: float) -> None:
         self._interval = 1 / requests_per_second if requests_per_second > 0 else 0.0
@@ -37,7 +37,7 @@ class RequestPacing:
         self._next = self._quiet_until = 0.0
         self._pause = _FIRST_PAUSE_SECONDS
         self.slowed_seconds = 0.0
-        """How long all requests together have waited because the gateway asked for it."""
+        """How long all requests together have paused because the gateway had too much to do."""
 
     def wait_for_turn(self, deadline: Deadline) -> None:
         """Waits for this request's turn; raises if the deadline would pass before it, or a stop comes."""
@@ -46,8 +46,8 @@ class RequestPacing:
         deadline.check()
 
     def slow_down(self, asked_seconds: float | None) -> None:
-        """The gateway had too much to do: nobody asks for as long as it says (None: each time twice as long as before,
-        until something is answered)."""
+        """Begin a pause: as long as the gateway asks for, or (None) twice as long each time, until something is
+        answered."""
         with self._lock:
             now = time.monotonic()
             if asked_seconds is None and now < self._quiet_until:
@@ -66,19 +66,13 @@ class RequestPacing:
             now = time.monotonic()
             turn = max(now, self._next, self._quiet_until)
             if turn >= deadline.ends_at:
-                raise _no_turn(deadline, asked=self._quiet_until >= deadline.ends_at)
+                paused = self._quiet_until >= deadline.ends_at
+                why, code = (_PAUSED, "http_429") if paused else (_TOO_LOW, "deadline")
+                error = GatewayUnreachable(f"no turn within the deadline of {deadline.seconds:g} s: {why}", code=code)
+                error.gateway_down_evidence = paused
+                raise error
             self._next = turn + self._interval
         return turn - now
-
-
-def _no_turn(deadline: Deadline, *, asked: bool) -> GatewayUnreachable:
-    error = GatewayUnreachable(
-        f"no turn within the deadline of {deadline.seconds:g} s: "
-        + ("the gateway asks for a longer pause" if asked else _TOO_LOW),
-        code="http_429" if asked else "deadline",
-    )
-    error.gateway_down_evidence = asked
-    return error
 
 
 def retry_until_deadline(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline) -> T:

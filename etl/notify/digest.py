@@ -182,17 +182,11 @@ class _Change(NamedTuple):
     user_id: str
     last_unchanged_at: dt.datetime | None
     observed_at: dt.datetime
-    update_user: str | None
-    update_time: str | None
-    old_freq: str | None
-    new_freq: str | None
-    enos_timezone: str | None
 
-    def line(self, enos_zone: dt.tzinfo | None) -> str:
+    def line(self) -> str:
         name = quoted(self.old_name if self.kind == "removed" else self.new_name)
         who = quoted(self.user_id) if self.users == 1 else f"{self.users} users"
-        what = f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._what()} ({who})"
-        return what + _detail_of(self, enos_zone)
+        return f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._what()} ({who})"
 
     def _what(self) -> str:
         match self.kind:
@@ -219,29 +213,17 @@ class _Event(NamedTuple):
     proven_for_all: bool
     last_unchanged_at: dt.datetime | None
     observed_at: dt.datetime
-    update_user: str | None
-    update_time: str | None
-    old_freq: str | None
-    new_freq: str | None
-    enos_timezone: str | None
 
-    def line(self, enos_zone: dt.tzinfo | None) -> str:
+    def line(self) -> str:
         name = quoted(self.new_name or self.old_name)
         what = f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._who()}"
-        return f"{what}{'' if self.proven_for_all else ', not proven'}{_detail_of(self, enos_zone)}"
+        return what if self.proven_for_all else f"{what}, not proven"
 
     def _who(self) -> str:
         if self.user_id is not None:
             return f": {quoted(self.user_id)}"
         users = self.users_before if self.kind == "disappeared" else self.users_after
         return f", seen by {users} user{'' if users == 1 else 's'}{' before' if self.kind == 'disappeared' else ''}"
-
-
-def _detail_of(of: _Change | _Event, zone: dt.tzinfo | None) -> str:
-    """What EnOS said about it, if it was asked; ``zone``: EnOS's."""
-    detail = ChangeDetail(*(getattr(of, name) for name in ChangeDetail._fields))
-    text = sentence(*detail, (of.last_unchanged_at, of.observed_at), zone, _schedule)
-    return f"; {cut(text)}" if text else ""
 
 
 def _schedule(freq: str) -> str:
@@ -274,14 +256,11 @@ def _found(
     engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str], enos_zone: dt.tzinfo | None
 ) -> Iterator[tuple[str, str]]:
     if kinds := [kind for kind in on if kind in DELTA_KINDS]:
-        changes = stream(engine, _changes(run, kinds, orgs), _Change)
-        yield from ((change.kind, change.line(enos_zone)) for change in changes)
+        yield from _lines(engine, _changes(run, kinds, orgs), _Change, enos_zone)
     if event_kinds := [kind for kind in on if kind in ORGANISATION_KINDS]:
-        events = stream(engine, _events(run, event_kinds, orgs), _Event)
-        yield from ((event.kind, event.line(enos_zone)) for event in events)
-    verdicts = [kind for kind in on if kind in ISSUE_VERDICTS]
+        yield from _lines(engine, _events(run, event_kinds, orgs), _Event, enos_zone)
     given = {"run_id": run.id, "finished_at": run.finished_at, "orgs": list(orgs), "of_all": not orgs}
-    for kind in verdicts:
+    for kind in (verdicts := [kind for kind in on if kind in ISSUE_VERDICTS]):
         known = [kind] if kind == "held" else ISSUE_VERDICTS
         issues = _NEW_ISSUES.params(kind=kind, known=known, **given)
         for *names, what, error_code in stream(engine, issues, tuple[Any, ...]):
@@ -291,6 +270,17 @@ def _found(
         ended = _ENDED_ISSUES.params(verdicts=verdicts, started_at=run.started_at, **given)
         for *names, verdict in stream(engine, ended, tuple[Any, ...]):
             yield "recovered", f"{quoted(str(Target(*names)))}: {_ENDED[verdict]}"
+
+
+def _lines(
+    engine: Engine, rows: Select[Any], record: type[_Change | _Event], zone: dt.tzinfo | None
+) -> Iterator[tuple[str, str]]:
+    """Kind and line of each, with what EnOS said about it, if it was asked; ``zone``: EnOS's."""
+    width = len(record._fields)
+    for row in stream(engine, rows, tuple[Any, ...]):
+        it, detail = record(*row[:width]), ChangeDetail(*row[width:])
+        said = sentence(*detail, (it.last_unchanged_at, it.observed_at), zone, _schedule)
+        yield it.kind, f"{it.line()}; {cut(said)}" if said else it.line()
 
 
 def _statement(name: str, kinds: str) -> TextClause:
@@ -332,7 +322,7 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> S
 def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Select[Any]:
     found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
     found += [org_event.c.org_id.in_(orgs)] if orgs else []
-    columns = [org_event.c[name] for name in _Event._fields if name in org_event.c]
+    columns = [org_event.c[name] for name in _Event._fields]
     details = _detail_columns(run.id, org_event.c.org_id, org_event.c.flow_id)
     return select(*columns, *details).where(*found).order_by(org_event.c.event_id)
 

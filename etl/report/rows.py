@@ -246,6 +246,11 @@ class SyncRun(NamedTuple):
     editable_changed: int
 
 
+RUN_COUNTS: Final = {"targets": "Targets", "changed": "Changed", "unchanged": "Unchanged", "held": "Held",
+                     "failed": "Failed", "stale": "Stale", "missed": "Slots missed before"}  # fmt: skip
+"""The counts of a run that tables show, in order, with the page's headings."""
+
+
 class Column(NamedTuple):
     """A column of a report, and what its values are when they are not null."""
 

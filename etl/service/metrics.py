@@ -40,20 +40,9 @@ OTHER: Final = "other"
 _TOKEN: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204)
 _ENOS: Final = (*_TOKEN, 31400, 31403, 31404, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
 _HTTP: Final = (400, 401, 403, 404, 407, 413, 429, 500, 502, 503, 504)
-_OWN: Final = (
-    *(
-        "body_too_large",
-        "clock_skew",
-        "connection",
-        "deadline",
-        "desync",
-        "dns",
-        "gateway_down",
-        "internal",
-        "malformed",
-    ),
-    *("not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate", "truncated"),
-)
+_OWN: Final = ("body_too_large", "clock_skew", "connection", "deadline", "desync", "dns", "gateway_down", "internal",
+               "malformed", "not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate",
+               "truncated")  # fmt: skip
 CODES: Final = frozenset([*map(str, _ENOS), *(f"http_{status}" for status in _HTTP), *_OWN])
 """The error codes with their own series; all others are ``other``."""
 

@@ -20,6 +20,7 @@ from etl.errors import UsageError
 from etl.printable import counted
 from etl.report.details import event_detail_sentence
 from etl.report.listings import STATUSES
+from etl.report.rows import RUN_COUNTS
 from etl.report.summaries import CYCLES
 from etl.web import figures, labels
 
@@ -78,6 +79,8 @@ def environment() -> jinja2.Environment:
         "COVERAGE": labels.COVERAGE,
         "CYCLES": CYCLES,
         "STATUSES": STATUSES,
+        "RUN_COUNTS": RUN_COUNTS,
+        "RUN_COLUMNS": [f"#{label}" for label in RUN_COUNTS.values()],
         "CYCLE_COLUMNS": [f"#{labels.cycle_label(cycle)}" for cycle in CYCLES],
         "CYCLE_LABELS": CYCLE_LABELS,
         "DELTA_KINDS": DELTA_KINDS,

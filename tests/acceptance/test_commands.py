@@ -220,8 +220,8 @@ def test_check_says_what_a_run_asks_of_the_gateway(flowtrail: Program) -> None:
     flowtrail.configure(gateway="concurrency = 2\nrequests_per_second = 10")
     found = {each["what"]: each["said"] for each in json.loads(flowtrail("check", "--json").stdout)}
     (load,) = (said for what, said in found.items() if what.startswith("load of"))
-    assert "asks 2 requests and one more for each list that has changed, at most 2 at once and 2 a second" in load
-    assert load.endswith("0.2 s where an answer takes 20 ms, 0.2 s where it takes 200 ms")
+    assert "sends 2 requests, and one or two more for each list that has changed: at most 2 at once" in load
+    assert load.endswith("and 2 a second; 0.2 s where an answer takes 20 ms, 0.2 s where it takes 200 ms")
 
 
 @pytest.mark.parametrize("command", ["sync", "status", "flows", "serve", "changes"])

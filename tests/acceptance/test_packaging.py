@@ -62,7 +62,8 @@ def unpacked(handed_out: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     """The source archive as somebody else has it: elsewhere, and with other rights."""
     folder = tmp_path_factory.mktemp("elsewhere")
     with tarfile.open(handed_out["sdist"]) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(folder)
     (source,) = folder.iterdir()
     for path in source.rglob("*"):
         os.utime(path, (0, 0))

@@ -16,8 +16,7 @@ from etl import log
 from etl.demo.world import World
 from etl.domain.model import Flow
 from tests.support.enos import Fault, LocalGateway
-from tests.support.hostile import disguises
-from tests.support.program import ANN, KEY, ORG, Program
+from tests.support.program import ANN, KEY, ORG, Program, disguises
 
 CANARY = 's3cr3t/ca+nary="ä&\\'
 HOSTILE = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0x202E, 0x2066, 0x200B, 0xFEFF)]

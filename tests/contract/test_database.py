@@ -75,6 +75,26 @@ def test_a_block_that_ends_is_committed_and_one_that_raises_is_not(engine: Engin
     assert names(engine) == ["kept"]
 
 
+def test_a_rollback_that_fails_does_not_hide_what_was_rolled_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As psycopg's does through PgBouncer, now and then, after an error within a pipeline."""
+
+    def fail(_connection: object) -> None:
+        raise engine.dialect.loaded_dbapi.InternalError("received 2 results from command 'ROLLBACK'")
+
+    def read() -> None:
+        with writing(engine) as connection:
+            monkeypatch.setattr(engine.dialect, "do_rollback", fail)
+            connection.execute(text("SELECT * FROM no_such_table"))
+
+    with pytest.raises(DatabaseError, match="no_such_table"):
+        read()
+    monkeypatch.undo()
+    with writing(engine) as connection:
+        connection.execute(text("SELECT 1"))
+
+
 def test_ddl_is_rolled_back_like_anything_else(engine: Engine) -> None:
     assert the_block_fails(engine, "CREATE TABLE another (id INTEGER)")
     with reading(engine) as connection:
@@ -306,7 +326,8 @@ def test_a_lock_that_lasts_is_logged_while_it_lasts(
 def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
     sqlite_file: Path, connected: Connect
 ) -> None:
-    sqlite3.connect(sqlite_file).execute("PRAGMA journal_mode = wal").close()
+    with closing(sqlite3.connect(sqlite_file)) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
     several = [connected(sqlite_file) for _ in range(8)]
     together = threading.Barrier(len(several), timeout=SAFETY_NET_SECONDS)
 
@@ -322,7 +343,8 @@ def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
 def test_wal_is_used_only_where_the_library_is_safe(
     sqlite_file: Path, connected: Connect, monkeypatch: pytest.MonkeyPatch, library: tuple[int, ...], mode: str
 ) -> None:
-    sqlite3.connect(sqlite_file).execute(f"PRAGMA journal_mode = {'wal' if mode == 'delete' else 'delete'}").close()
+    with closing(sqlite3.connect(sqlite_file)) as raw:
+        raw.execute(f"PRAGMA journal_mode = {'wal' if mode == 'delete' else 'delete'}")
     monkeypatch.setattr(sqlite3, "sqlite_version_info", library)
     with reading(connected(sqlite_file)) as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode

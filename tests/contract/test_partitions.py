@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parametrize("dialect", ["postgresql"])
 
 @pytest.fixture
 def conninfo(database_url: str) -> str:
-    return psycopg_url(database_url)
+    return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -29,10 +29,6 @@ def database(conninfo: str) -> Iterator[Connection]:
     with psycopg.connect(conninfo, autocommit=True) as connection:
         connection.execute("INSERT INTO target (org_id, user_id) VALUES ('o', 'u')")
         yield connection
-
-
-def psycopg_url(url: str) -> str:
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def number_from(database: Connection, number: int) -> None:
@@ -180,25 +176,3 @@ def test_the_writer_of_the_trail_gets_partitions_that_it_cannot_touch(database: 
     may_call = "SELECT has_function_privilege('part_reader', 'flowtrail_make_partitions()', 'EXECUTE')"
     assert database.execute(may_call).fetchone() == (False,)
     database.execute(f"DROP OWNED BY {', '.join(roles)} CASCADE; DROP ROLE {', '.join(roles)}")
-
-
-FIRST, SPARE = (f"workflow_change_below_{number * WIDTH}" for number in (1, 2))
-SABOTAGE = {
-    f"DROP TRIGGER workflow_change_no_truncate ON {FIRST}": f"trigger {FIRST}.workflow_change_no_truncate is missing",
-    f"ALTER TABLE {SPARE} DISABLE TRIGGER USER": f"trigger {SPARE}.workflow_change_no_change was altered",
-    f"ALTER TABLE workflow_change DETACH PARTITION {SPARE}": f"table {SPARE} is not Flowtrail's",
-    f"CREATE INDEX more ON {FIRST} (kind)": f"index {FIRST}.more is not Flowtrail's",
-    f"ALTER TABLE {SPARE} ADD CONSTRAINT few CHECK (kind <> '')": f"constraint {SPARE}.few is not Flowtrail's",
-    f"DROP TABLE {FIRST}": f"the partitions of workflow_change lack the change sets from 0 to {WIDTH - 1}",
-    f"DROP TABLE {FIRST}, {SPARE}": "workflow_change has no partition for the next change set, 1",
-    "DROP TRIGGER change_set_make_partitions ON change_set": "trigger change_set.change_set_make_partitions is missing",
-    "ALTER FUNCTION flowtrail_make_partitions() SECURITY INVOKER": (
-        "trigger change_set.change_set_make_partitions was altered"
-    ),
-}
-
-
-@pytest.mark.parametrize(("sabotage", "said"), SABOTAGE.items())
-def test_check_finds_an_altered_partition(database: Connection, engine: Engine, sabotage: str, said: str) -> None:
-    database.execute(sabotage)
-    assert said in check(engine)

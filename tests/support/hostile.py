@@ -5,7 +5,6 @@ A step is either bytes, sent as they are, or a function of the `Peer`. The last 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gzip
 import itertools
@@ -16,7 +15,6 @@ import ssl
 import struct
 import subprocess
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -265,18 +263,6 @@ def token_code(number: int, msg: str = "no") -> bytes:
 
 def gzipped(body: bytes, **headers: Any) -> bytes:
     return http(gzip.compress(body), Content_Encoding="gzip", **headers)
-
-
-def disguises(secret: str) -> dict[str, bytes]:
-    """A secret as it is, and in four encodings."""
-    raw = secret.encode()
-    return {
-        "raw": raw,
-        "url": urllib.parse.quote(secret, safe="").encode(),
-        "base64": base64.b64encode(raw).rstrip(b"="),
-        "hex": raw.hex().encode(),
-        "json": json.dumps(secret)[1:-1].encode(),
-    }
 
 
 NO_OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: apt-get install openssl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import functools
 import json
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -207,3 +209,15 @@ class Running:
             if stream is not None:
                 stream.close()
         return code
+
+
+def disguises(secret: str) -> dict[str, bytes]:
+    """A secret as it is, and in four encodings."""
+    raw = secret.encode()
+    return {
+        "raw": raw,
+        "url": urllib.parse.quote(secret, safe="").encode(),
+        "base64": base64.b64encode(raw).rstrip(b"="),
+        "hex": raw.hex().encode(),
+        "json": json.dumps(secret)[1:-1].encode(),
+    }

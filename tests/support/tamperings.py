@@ -1,5 +1,5 @@
-"""What somebody could do to a bundle, each under its name, with the finding that must come of it: one table for every
-test that needs one, and for docs/audit.md, which names them."""
+"""What somebody could do to a bundle or to a database, each under its name, with the finding that must come of it: one
+table for every test that needs one, and for docs/audit.md, which names them."""
 
 from __future__ import annotations
 
@@ -719,3 +719,170 @@ TIMES = ("2026-02-30T00:00:00Z", "2026-03-01 00:00:00Z", "2026-03-01T00:00:00", 
 OF_ALL |= {f"a_time_that_is_{time}": (r"trails\.jsonl, line 1: ", created(time)) for time in TIMES}
 for table, draft in ((OF_A_PART, part), (OF_ONE_ORGANISATION, one_organisation), (OF_ALL, whole)):
     TAMPERINGS |= {name: redrafted(place, do, draft) for name, (place, do) in table.items()}
+
+# ------------------------------------------------------------------------------------------ rows of a database
+
+
+class InDatabase(NamedTuple):
+    """What somebody could do to the rows of a database, on SQLite."""
+
+    statements: str
+    """Separated by semicolons."""
+    verify: str
+    """What is in a finding of ``flowtrail verify``."""
+    checker: str = ""
+    """What is in a finding about the bundle that is written then; empty where the bundle says what is true."""
+
+
+OPEN_SPAN = "WHERE id = (SELECT observation_id FROM target WHERE user_id = 'u000')"
+IN_DATABASE = {
+    "all failures deleted, and runs called well": InDatabase(
+        "DELETE FROM sync_issue;UPDATE sync_run SET status = 'succeeded', failed = 0, unchanged = unchanged + "
+        "failed WHERE status <> 'aborted'",
+        "sync_run.status should be 'partial', but is 'succeeded'", "run 3 (seal 3): seal should be"),
+    "runs of versions exchanged": InDatabase(
+        "UPDATE change_set SET run_id = (SELECT max(run_id) FROM change_set) WHERE version = 1",
+        "change_set.observed_at should be in the time of its run", "not in the time of run 13 (seal 13)"),
+    "a run without its seal": InDatabase(
+        "DELETE FROM run_seal WHERE id = 2",
+        "run_seal.id should be 2, after the seal 1, but is 3", "seal 2: id should be 2, but is 3"),
+    "the last run gone with its seal": InDatabase(
+        "DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);DELETE FROM run_seal WHERE id = (SELECT"
+        " max(id) FROM run_seal)",
+        "trail.last_seal should be 15, but is 16", "kept line 16: the bundle ends with seal 15, before seal 16"),
+    "a run that has ended, without a seal": InDatabase(
+        "INSERT INTO sync_run (origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) VALUES "
+        "('command', 'succeeded', '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000', '2026-01-01 "
+        "00:00:00.000000', '2026-01-01 00:00:00.000000', 'h', 1)",
+        "run_seal should be a seal, since the run has ended", "run 17: has no seal"),
+    "a scope with a fraction": InDatabase(
+        "UPDATE sync_run SET scope = replace(scope, '}', '.0}') WHERE id = 2",
+        "sync_run.scope should be an object", "runs.jsonl, line 2: holds the number 3.0"),
+    "a run gone with its seal": InDatabase(
+        "DELETE FROM sync_run WHERE id = 2;DELETE FROM run_seal WHERE id = 2",
+        "run_seal.id should be 2, after the seal 1, but is 3", "seal 2: id should be 2, but is 3"),
+    "an invented member": InDatabase(
+        "INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');INSERT INTO target_membership "
+        "(target_id, run_id, schedule, kind, at, coverage_gap_seconds) SELECT 99, run_id, schedule, kind, at, "
+        "coverage_gap_seconds FROM target_membership WHERE id = 1",
+        "run 1 (seal 1): run_seal.events_digest", "run 1 (seal 1): events_digest"),
+    "pruned issues are not told": InDatabase(
+        "DELETE FROM pruned_issues",
+        "run 3 (seal 3): sync_run.failed should be 0, but is 1", "run 3 (seal 3): issues_digest"),
+    "an issue invented": InDatabase(
+        "INSERT INTO sync_issue (run_id, target_id, verdict, message) SELECT run_id, target_id, 'failed', 'x' FROM "
+        "change_set WHERE version = 1",
+        "run 1 (seal 1): sync_run.changed should be 0, but is 3",
+        "o1/u002, version 1: observation.observations from"),
+    "a change deleted": InDatabase(
+        "DELETE FROM workflow_change WHERE flow_id = '1' AND change_set_id = 1",
+        "change_set.baseline should be 5, but is 6", "change_set.baseline should be 5, but is 6"),
+    "a change added": InDatabase(
+        "INSERT INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, 'x', 'baseline', 'y')",
+        "change_set.baseline should be 7, but is 6", "change_set.baseline should be 7, but is 6"),
+    "a version deleted": InDatabase(
+        "DELETE FROM change_set WHERE version = 2; DELETE FROM observation WHERE version = 2",
+        "change_set.version should be 2, but is 3", "change_set.version should be 2, but is 3"),
+    "the approval taken away": InDatabase(
+        "UPDATE change_set SET approved_by = NULL, approved_scope = NULL",
+        "o1/u001, version 2: change_set.hash", "o1/u001, version 2: change_set.hash"),
+    "an open span that is stretched by months": InDatabase(
+        "UPDATE observation SET last_at = '2027-01-31 00:00:00.000000', last_asked_at = '2027-01-31 "
+        f"00:00:00.000000', observations = observations + 1, longest_gap_seconds = 5000000 {OPEN_SPAN}",
+        "observation.observations should be", "o1/u000, version 3: observation.observations from"),
+    "an outage denied": InDatabase(
+        "UPDATE observation SET interrupted = 0 WHERE interrupted = 1",
+        "observation.interrupted should be true", "observation.interrupted should be True"),
+    "a span deleted": InDatabase(
+        "DELETE FROM observation WHERE version = 1",
+        "observation should be the span that the baseline opened",
+        "observation: the span that the baseline opened is missing"),
+    "a membership deleted": InDatabase(
+        "DELETE FROM target_membership WHERE id = 2",
+        "run 1 (seal 1): sync_run.targets_digest", "sync_issue: it was not asked"),
+    "a seal of another run": InDatabase(
+        "UPDATE run_seal SET run_id = 990 WHERE run_id = 2",
+        "run_seal 2.run_id should be a run, but is 990", "seal 2: its run 990 is missing, or has two seals"),
+    "an event of the organisation deleted": InDatabase(
+        "DELETE FROM org_event WHERE event_id = 1",
+        "run 3 (seal 3): run_seal.events_digest", "run 3 (seal 3): events_digest"),
+    "a target retired months ago": InDatabase(
+        "UPDATE target SET retired_at = '2026-01-01 00:00:00.000000' WHERE retired_at IS NOT NULL",
+        "target.retired_at"),
+    "a scope with another key": InDatabase(
+        """UPDATE sync_run SET scope = replace(scope, '{"schedules"', '{"targets":[],"schedules"') WHERE id = 2""",
+        "sync_run.scope should be an object", "run 2 (seal 2): scope is none"),
+    "a scope with a key twice": InDatabase(
+        """UPDATE sync_run SET scope = replace(scope, '"org_id"', '"org_id":"o9","org_id"') WHERE id = 2""",
+        "sync_run.scope should be an object"),
+    "a hold whose workflows are written in another way": InDatabase(
+        "UPDATE hold_event SET flow_ids = replace(flow_ids, ',', ', ') WHERE flow_ids LIKE '%,%'",
+        "hold_event.flow_ids should be an array, as runs write it"),
+    "a hold whose workflows are escaped": InDatabase(
+        r"""UPDATE hold_event SET flow_ids = replace(flow_ids, '"3"', '"\u0033"') WHERE kind = 'held'""",
+        "hold_event.flow_ids should be an array, as runs write it"),
+    "an event that is more than proven": InDatabase(
+        "UPDATE org_event SET proven_for_all = 2 WHERE proven_for_all = 1",
+        "org_event.proven_for_all should be 0, 1 or null"),
+    "a seal before the first, of no run": InDatabase(
+        "INSERT INTO run_seal SELECT 1 - id, format, 999, parent, seal, sealed_at, targets_digest, "
+        "change_sets_digest, issues_digest, events_digest, signature, key_id FROM run_seal WHERE id = 1",
+        "run_seal.id should be 1, after the seal 0, but is 0", "seal 1: id should be 1, but is 0"),
+    "a time stamp of a seal before the first": InDatabase(
+        "INSERT INTO seal_timestamp (seal_id, token, stamped_at) VALUES (-1, x'00', '2026-01-01 00:00:00.000000')",
+        "seal_timestamp -1.seal_id should be a seal", "time stamp of seal -1: is not one of this seal"),
+    "a trail that begins after the last seal": InDatabase(
+        "INSERT INTO trail (id, trail_id, created_at, reason, first_seal, last_seal, head, sealed_at) SELECT 0, "
+        "'other', created_at, 'copied', 99, last_seal, head, sealed_at FROM trail",
+        "trail.first_seal of 'other' should be from 1 to",
+        "trails.jsonl: a trail begins with seal 99, and the last seal is 16"),
+    "a user and a list with the lowest number of all": InDatabase(
+        "INSERT INTO target (id, org_id, user_id) VALUES (-9223372036854775808, 'o1', 'zoe');INSERT INTO workflow "
+        "SELECT -9223372036854775808, flow_id, flow_name, cycle, editable, first_listed_at, changed_at, "
+        "missing_since, doubted FROM workflow WHERE target_id = 1",
+        "target.id should be numbered from 1, but is numbered from -9223372036854775808"),
+    "a run with the lowest number of all": InDatabase(
+        "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) "
+        "SELECT -9223372036854775808, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid "
+        "FROM sync_run WHERE id = 1",
+        "sync_run.id should be numbered from 1, but is numbered from -9223372036854775808",
+        "run -9223372036854775808: has no seal"),
+    "a membership of a run with the highest number of all": InDatabase(
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds) SELECT "
+        "target_id, 9223372036854775807, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id ="
+        " 1",
+        "run_id should be without rows of run 9223372036854775807"),
+    "an issue of a run with the lowest number of all": InDatabase(
+        "INSERT INTO sync_issue (run_id, target_id, verdict, message) VALUES (-9223372036854775808, 1, 'failed', "
+        "'x')",
+        "run_id should be without rows of run -9223372036854775808"),
+    "a membership of nobody": InDatabase(
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds) SELECT 999, "
+        "run_id, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id = 1",
+        "target_membership should be without rows of target 999"),
+    "a hold of nobody": InDatabase(
+        "INSERT INTO hold_event (target_id, run_id, kind, at, flow_ids, doubted, data_hash) SELECT 999, run_id, "
+        "kind, at, flow_ids, doubted, data_hash FROM hold_event WHERE id = 1",
+        "hold_event should be without rows of target 999"),
+    "a span with an observation more": InDatabase(
+        f"UPDATE observation SET observations = observations + 1 {OPEN_SPAN}",
+        "observation.observations should be 2, by the runs that asked", "observation.observations from"),
+    "a span with an observation less": InDatabase(
+        f"UPDATE observation SET observations = observations - 1 {OPEN_SPAN}",
+        "observation.observations should be 2, by the runs that asked", "observation: 1 observations from"),
+    "a span that begins earlier": InDatabase(
+        f"UPDATE observation SET first_at = (SELECT finished_at FROM sync_run WHERE id = 14) {OPEN_SPAN}",
+        "observation.first_at should be in the time of a run that observed the target",
+        "o1/u000, version 3: observation"),
+    "a span that ends later": InDatabase(
+        f"UPDATE observation SET last_at = '2027-01-31 00:00:00.000000' {OPEN_SPAN}",
+        "observation.last_at should be in the time of a run that observed the target",
+        "o1/u000, version 3: observation"),
+    "a span cut short": InDatabase(
+        f"UPDATE observation SET last_at = first_at {OPEN_SPAN}",
+        "observation.observations should be 1, by the runs", "observation: 2 observations from"),
+    "a failure invented in a span": InDatabase(
+        "INSERT INTO sync_issue (run_id, target_id, verdict, message) SELECT max(sync_run.id), target.id, 'failed',"
+        " 'x' FROM sync_run, target WHERE user_id = 'u000'",
+        "observation.observations should be 1, by the runs that asked", "observation.observations from"),
+}  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import base64
 import copy
 import json
@@ -15,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,13 +45,6 @@ def bundle(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------- alone
 
 
-def test_the_checker_needs_nothing_but_the_standard_library() -> None:
-    tree = ast.parse(CHECKER.read_text("utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= sys.stdlib_module_names
-
-
 def pythons() -> list[str]:
     found = {sys.executable: sys.version_info[:2]}
     roots = [Path(os.path.expanduser("~/.pyenv/versions")), Path("/usr/bin"), Path("/usr/local/bin")]
@@ -75,15 +66,15 @@ def test_the_checker_runs_alone_on_every_python_that_is_here(tmp_path: Path, pyt
 # ---------------------------------------------------------------------------------------------------- hostile archives
 
 
-def test_an_invalid_bundle_is_refused_in_one_sentence(checked: Checked, tmp_path: Path) -> None:
+def test_what_is_no_bundle_is_refused_in_one_sentence(checked: Checked, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
-    for file in ("text", "missing", "."):
+    data = bundle.read_bytes()
+    version = data.index(b"PK\x01\x02") + 6
+    (tmp_path / "newer.zip").write_bytes(data[:version] + b"\xff\x00" + data[version + 2 :])
+    for file in ("text", "missing", ".", "newer.zip"):
         code, printed = checked(tmp_path / file)
         assert (code, printed.count("\n")) == (2, 1), printed
-    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
-        pass
-    code, printed = checked(tmp_path / "empty.zip")
-    assert (code, "manifest.json: cannot be read" in printed) == (1, True)
+    assert "cannot be checked" in printed
 
 
 @pytest.mark.parametrize("option", ["--kept", "--public-key"])
@@ -114,6 +105,7 @@ def test_a_last_kept_line_that_only_lacks_its_end_is_compared(checked: Checked, 
 
 
 MANIFESTS = {
+    "": "cannot be read",
     "{}": "cannot be read",
     "[]": "cannot be read",
     '{"files": {}, "files": {}}': "cannot be read: holds a key twice",
@@ -125,17 +117,10 @@ MANIFESTS = {
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda text: text[:30])
 def test_an_invalid_manifest_is_refused_in_one_sentence(checked: Checked, tmp_path: Path, manifest: str) -> None:
     with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
-        archive.writestr("manifest.json", manifest)
+        if manifest:
+            archive.writestr("manifest.json", manifest)
     code, printed = checked(tmp_path / "bundle.zip")
     assert (code, f"manifest.json: {MANIFESTS[manifest]}" in printed) == (1, True), printed
-
-
-def test_an_archive_of_a_newer_kind_is_refused_in_one_sentence(checked: Checked, bundle: Path, tmp_path: Path) -> None:
-    data = bundle.read_bytes()
-    at = data.index(b"PK\x01\x02") + 6
-    bundle.write_bytes(data[:at] + b"\xff\x00" + data[at + 2 :])
-    code, printed = checked(bundle)
-    assert (code, "cannot be checked" in printed) == (2, True)
 
 
 def test_no_trail_begins_after_the_next_seal(checked: Checked, tmp_path: Path) -> None:
@@ -214,15 +199,7 @@ def test_it_agrees_with_cryptography(secret: bytes, message: bytes, bit: int, al
     public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     number = int.from_bytes(key.sign(message), "little") ^ (altered << bit)
     signature = number.to_bytes(64, "little")
-    assert said_of(public, message, signature) == cryptography_says(public, message, signature) == (not altered)
-
-
-def cryptography_says(public: bytes, message: bytes, signature: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
+    assert said_of(public, message, signature) == (not altered)
 
 
 def test_a_signature_has_one_spelling(tmp_path: Path) -> None:
@@ -305,11 +282,8 @@ def test_the_page_of_the_format_names_every_file_and_every_column() -> None:
     page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text("utf-8")
     for name, columns in check.FILES.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{name}.jsonl` |"))
-        assert [column.partition(":")[0] for column in columns.split()] == columns_in(line), name
-
-
-def columns_in(line: str) -> list[str]:
-    return [name for part in line.split("|")[2].split("`")[1::2] for name in part.replace(" ", "").split(",")]
+        named = [name for part in line.split("|")[2].split("`")[1::2] for name in part.replace(" ", "").split(",")]
+        assert [column.partition(":")[0] for column in columns.split()] == named, name
 
 
 # ------------------------------------------------------------------------------------------- counting runs in a time

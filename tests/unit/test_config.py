@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import pickle
 import re
 import tracemalloc
 from collections.abc import Callable, Mapping
 from io import StringIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +91,6 @@ def test_a_minimal_file_gets_the_documented_defaults(tmp_path: Path) -> None:
     assert found.warnings == ()
 
 
-@pytest.mark.parametrize("text", ["", "forever", "Forever"])
-def test_runs_may_be_kept_for_ever(tmp_path: Path, text: str) -> None:
-    assert settings(tmp_path, GATEWAY + f'[retention]\nkeep_runs = "{text}"\n').retention.keep_runs is None
-
-
-def test_the_file_of_heads_is_relative_to_the_settings(tmp_path: Path) -> None:
-    proof = (
-        '[retention]\nheads_file = "heads.jsonl"\n[seal]\nkey_file = "seal.pem"\n[verify]\npublic_keys = ["a.pub"]\n'
-    )
-    found = settings(tmp_path, GATEWAY + proof)
-    assert found.verify.public_keys == (str(tmp_path / "a.pub"),)
-    assert found.seal.key_file == str(tmp_path / "seal.pem")
-    assert found.retention.heads_file == str(tmp_path / "heads.jsonl")
-
-
 def test_without_requests_the_gateway_needs_no_address_no_key_and_no_files(tmp_path: Path) -> None:
     assert load(write(tmp_path, ""), {}, asks_gateway=False).gateway.url == ""
     files = GATEWAY + 'secret_key_file = "/not/here"\nca_bundle = "/not/here"\n'
@@ -132,6 +119,7 @@ EVERY_VALUE: dict[str, tuple[str, Any]] = {
     "GUARD__MAX_REMOVED_SHARE": ("1", 1.0),
     "GUARD__MAX_EMPTIED_TARGETS": ("7", 7),
     "GUARD__MAX_EMPTIED_SHARE": ("0", 0.0),
+    "SERVICE__HOSTS": ("flowtrail, Flowtrail.example.com.", ("flowtrail", "flowtrail.example.com")),
     "SERVICE__LISTEN": ("[::1]:0", "[::1]:0"),
     "SERVICE__PAGE": ("false", False),
     "SERVICE__GRACE": ("10s", dt.timedelta(seconds=10)),
@@ -147,8 +135,7 @@ def test_every_value_can_be_overridden_by_its_environment_variable(tmp_path: Pat
     written = {f"FLOWTRAIL_{name}": text for name, (text, _) in EVERY_VALUE.items()}
     found = settings(tmp_path, GATEWAY + "concurrency = 3\n", written)
     for name, (_, value) in EVERY_VALUE.items():
-        section, _, key = name.lower().rpartition("__")
-        assert getattr(getattr(found, section) if section else found, key) == value, name
+        assert attrgetter(name.lower().replace("__", "."))(found) == value, name
 
 
 def test_the_file_and_its_values_come_from_the_environment_or_the_working_folder(
@@ -158,7 +145,7 @@ def test_the_file_and_its_values_come_from_the_environment_or_the_working_folder
     assert load(None, {**SECRET, "FLOWTRAIL_CONFIG": str(named)}).path == named
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", CANARY)
-    write(tmp_path)
+    write(tmp_path, "\ufeff" + GATEWAY)  # with a byte order mark, as editors write it
     here = load(None)
     assert (here.path, here.gateway.read_secret()) == (tmp_path / "flowtrail.toml", CANARY)
 
@@ -183,10 +170,6 @@ def test_a_file_that_cannot_be_read_is_named_with_the_line(
     with pytest.raises(ConfigError, match=message) as caught:
         load(path, SECRET)
     assert caught.value.problems[0].place == str(tmp_path / place)
-
-
-def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
-    assert settings(tmp_path, "\ufeff" + GATEWAY).gateway.access_key == "key"
 
 
 def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
@@ -231,56 +214,6 @@ level = "loud"
     }
     assert 'such as "90s"' in found["flowtrail.toml: coverage_gap"]
 
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("gateway.concurrency", "1001", "from 1 to 1000, not 1001"),
-        ("gateway.concurrency", '"16"', 'from 1 to 1000, not "16"'),
-        ("gateway.concurrency", "1.5", "from 1 to 1000, not 1.5"),
-        ("gateway.concurrency", "true", "from 1 to 1000, not true"),
-        ("gateway.concurrency", "[1]", "from 1 to 1000, not a list"),
-        ("gateway.access_key", "12", "must be text in quotes, not 12"),
-        ("gateway.auth", '"basic"', 'must be "token" or "none", not "basic"'),
-        ("gateway.requests_per_second", "-1", "0 for no limit, not -1"),
-        ("gateway.requests_per_second", "inf", "0 for no limit, not inf"),
-        ("gateway.timeout", '"0"', "longer than zero"),
-        ("gateway.timeout", "30", "must be a duration such as"),
-        ("gateway.timeout", '"-5s"', "must be a duration such as"),
-        ("gateway.max_clock_skew", '"soon"', "must be a duration such as"),
-        ("gateway.max_body", '"0"', "at least one byte"),
-        ("gateway.max_body", '"64XB"', "must be a size such as"),
-        ("gateway.allow_http", '"yes"', "must be true or false"),
-        ("gateway.ca_bundle", '"nowhere.pem"', "there is no file"),
-        ("gateway.proxy", '"socks5://h:1"', "must be an address such as"),
-        ("gateway.nested", "{a = 1}", "there is no such setting"),
-        ("guard.min_removed", "0", "1 or more, not 0"),
-        ("guard.max_removed_share", "1.1", "a share from 0 to 1, not 1.1"),
-        ("guard.max_emptied_share", "nan", "a share from 0 to 1, not nan"),
-        ("service.listen", '"8787"', "host:port"),
-        ("service.listen", '"localhost:99999"', "host:port"),
-        ("service.listen", '":8787"', "host:port"),
-        ("retention.keep_runs", '"23h"', 'must be at least a day, such as "400d", or "forever"'),
-        ("retention.keep_runs", '"0"', "must be at least a day"),
-        ("retention.keep_runs", '"always"', "must be a duration such as"),
-        ("archive.answers", '"all"', 'must be "none" or "changed", not "all"'),
-        ("seal.timestamp_url", '"tsa.example.com"', "must be an address such as"),
-        ("log.format", '"xml"', 'must be "auto", "console" or "json"'),
-        ("scale.dask", '"scheduler"', "tcp://scheduler:8786"),
-        ("schedules_dir", "2024-01-01", "must be text in quotes"),
-    ],
-)
-def test_a_wrong_value_is_refused_with_what_it_must_be(tmp_path: Path, name: str, value: str, message: str) -> None:
-    section, _, key = name.rpartition(".")
-    text = f"{GATEWAY}{name.removeprefix('gateway.')} = {value}\n" if section == "gateway" else ""
-    text = text or (f"{GATEWAY}[{section}]\n{key} = {value}\n" if section else f"{key} = {value}\n{GATEWAY}")
-    text = text.replace('access_key = "key"\naccess_key', "access_key")
-    place, found = problem(tmp_path, text)
-    assert place == f"flowtrail.toml: {name}"
-    assert message in found
-
-
-# The gateway's address
 
 GOOD_URLS = [
     "https://apim.example.com",
@@ -330,24 +263,103 @@ BAD_URLS = {
 }
 
 
-@pytest.mark.parametrize("url", GOOD_URLS)
-def test_addresses_of_gateways_are_accepted(tmp_path: Path, url: str) -> None:
-    assert settings(tmp_path, GATEWAY.replace("https://apim.example.com", url)).gateway.url == url
+GOOD_DATABASES = [
+    ("sqlite:///trail.db", "sqlite:///{folder}/trail.db"),
+    ("sqlite:///../trail.db?timeout=5", "sqlite:///{folder}/../trail.db?timeout=5"),
+    ("sqlite:////abs/trail.db", "sqlite:////abs/trail.db"),
+    ("sqlite+pysqlite:///trail.db", "sqlite:///{folder}/trail.db"),
+    ("postgresql://u@h/db", "postgresql+psycopg://u@h/db"),
+    ("postgres://u@h:5432/db?sslmode=require", "postgresql+psycopg://u@h:5432/db?sslmode=require"),
+    ("postgresql+psycopg:///db?host=/run/pg", "postgresql+psycopg:///db?host=/run/pg"),
+]
+BAD_DATABASES = [
+    ("mysql://h/db", "mysql is not supported"),
+    ("oracle+oracledb://h/db", "oracle+oracledb is not supported"),
+    ("postgresql+asyncpg://h/db", "psycopg, not asyncpg"),
+    ("sqlite+aiosqlite:///x.db", "is not supported"),
+    ("sqlite://", "needs a file"),
+    ("sqlite:///", "needs a file"),
+    ("sqlite:///:memory:", "needs a file"),
+    ("sqlite://trail.db", "needs a file"),
+    ("sqlite:///file:x?mode=memory&uri=true", "needs a file"),
+    ("flowtrail.db", "must be"),
+    ("", "must be"),
+]
 
 
-@pytest.mark.parametrize(("message", "url"), [(message, url) for message, urls in BAD_URLS.items() for url in urls])
-def test_addresses_that_leak_or_mislead_are_refused(tmp_path: Path, message: str, url: str) -> None:
-    place, found = problem(tmp_path, GATEWAY.replace("https://apim.example.com", url.replace("\\", "\\\\")))
-    assert place == "flowtrail.toml: gateway.url"
+def with_value(name: str, value: str) -> str:
+    """A settings file with this value, as TOML, and otherwise only with what is required."""
+    values = {"gateway.url": '"https://apim.example.com"', "gateway.access_key": '"key"', name: value}
+    return "".join(f"{each} = {text}\n" for each, text in values.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "expected"),
+    [
+        *[("retention.keep_runs", text, "None") for text in ("", "forever", "Forever")],
+        ("retention.heads_file", "heads.jsonl", "{folder}/heads.jsonl"),
+        ("seal.key_file", "seal.pem", "{folder}/seal.pem"),
+        ("verify.public_keys", ["a.pub"], "('{folder}/a.pub',)"),
+        *[("gateway.url", url, url) for url in GOOD_URLS],
+        *[("database.url", *each) for each in GOOD_DATABASES],
+    ],
+)
+def test_a_value_is_completed_and_a_path_is_relative_to_the_settings(
+    tmp_path: Path, name: str, written: object, expected: str
+) -> None:
+    found = attrgetter(name)(settings(tmp_path, with_value(name, json.dumps(written))))
+    assert str(found) == expected.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gateway.concurrency", "1001", "from 1 to 1000, not 1001"),
+        ("gateway.concurrency", '"16"', 'from 1 to 1000, not "16"'),
+        ("gateway.concurrency", "1.5", "from 1 to 1000, not 1.5"),
+        ("gateway.concurrency", "true", "from 1 to 1000, not true"),
+        ("gateway.concurrency", "[1]", "from 1 to 1000, not a list"),
+        ("gateway.access_key", "12", "must be text in quotes, not 12"),
+        ("gateway.auth", '"basic"', 'must be "token" or "none", not "basic"'),
+        ("gateway.requests_per_second", "-1", "0 for no limit, not -1"),
+        ("gateway.requests_per_second", "inf", "0 for no limit, not inf"),
+        ("gateway.timeout", '"0"', "longer than zero"),
+        ("gateway.max_clock_skew", '"soon"', "must be a duration such as"),
+        ("gateway.max_body", '"0"', "at least one byte"),
+        ("gateway.allow_http", '"yes"', "must be true or false"),
+        ("gateway.ca_bundle", '"nowhere.pem"', "there is no file"),
+        ("gateway.proxy", '"socks5://h:1"', "must be an address such as"),
+        ("gateway.nested", "{a = 1}", "there is no such setting"),
+        ("guard.min_removed", "0", "1 or more, not 0"),
+        ("guard.max_removed_share", "1.1", "a share from 0 to 1, not 1.1"),
+        ("guard.max_emptied_share", "nan", "a share from 0 to 1, not nan"),
+        ("service.listen", '"8787"', "host:port"),
+        ("service.listen", '"localhost:99999"', "host:port"),
+        ("service.listen", '":8787"', "host:port"),
+        ("retention.keep_runs", '"23h"', 'must be at least a day, such as "400d", or "forever"'),
+        ("retention.keep_runs", '"0"', "must be at least a day"),
+        ("retention.keep_runs", '"always"', "must be a duration such as"),
+        ("archive.answers", '"all"', 'must be "none" or "changed", not "all"'),
+        ("seal.timestamp_url", '"tsa.example.com"', "must be an address such as"),
+        ("log.format", '"xml"', 'must be "auto", "console" or "json"'),
+        ("scale.dask", '"scheduler"', "tcp://scheduler:8786"),
+        ("scale.dask", '"tcp://scheduler:8786"', "needs PostgreSQL"),
+        ("schedules_dir", "2024-01-01", "must be text in quotes"),
+        *[("gateway.url", json.dumps(url), message) for message, urls in BAD_URLS.items() for url in urls],
+        *[("database.url", json.dumps(url), message) for url, message in BAD_DATABASES],
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_it_must_be(tmp_path: Path, name: str, value: str, message: str) -> None:
+    place, found = problem(tmp_path, with_value(name, value))
+    assert place == f"flowtrail.toml: {name}"
     assert message in found
 
 
-def test_an_address_is_needed_and_plain_http_to_a_far_host_needs_to_be_allowed(tmp_path: Path) -> None:
+def test_an_address_is_needed_and_allowing_plain_http_allows_no_metadata(tmp_path: Path) -> None:
     place, message = problem(tmp_path, '[gateway]\naccess_key = "key"\n')
     assert (place, message[:10]) == ("flowtrail.toml: gateway.url", "is missing")
-    text = GATEWAY.replace("https", "http")
-    assert settings(tmp_path, text + "allow_http = true\n").gateway.url == "http://apim.example.com"
-    assert "metadata" in problem(tmp_path, text.replace("apim.example.com", "169.254.169.254") + "allow_http=true")[1]
+    text = GATEWAY.replace("https://apim.example.com", "http://169.254.169.254")
+    assert "metadata" in problem(tmp_path, text + "allow_http = true")[1]
 
 
 # Secrets
@@ -418,7 +430,7 @@ def test_a_secret_does_not_travel_to_another_process(tmp_path: Path) -> None:
         pickle.dumps(settings(tmp_path).gateway)
 
 
-def test_secret_files_that_others_can_read_get_a_warning(tmp_path: Path) -> None:
+def test_files_with_a_secret_that_others_can_read_get_a_warning(tmp_path: Path) -> None:
     secret, url = write(tmp_path, CANARY, "enos"), write(tmp_path, "postgresql://u:p@h/db", "url")
     text = f'{GATEWAY}secret_key_file = "enos"\n[database]\nurl_file = "url"\n'
     secret.chmod(0o640)
@@ -429,54 +441,12 @@ def test_secret_files_that_others_can_read_get_a_warning(tmp_path: Path) -> None
     secret.chmod(0o400)
     (warning,) = settings(tmp_path, text, {}).warnings
     assert str(url) in warning
-
-
-def test_a_settings_file_with_a_password_in_it_is_a_secret_file_too(tmp_path: Path) -> None:
-    text = f'{GATEWAY}[database]\nurl = "postgresql://u:p@h/db"\n'
-    write(tmp_path, text).chmod(0o644)
+    write(tmp_path, f'{GATEWAY}[database]\nurl = "postgresql://u:p@h/db"\n').chmod(0o644)
     (warning,) = load(tmp_path / "flowtrail.toml", SECRET).warnings
     assert "flowtrail.toml is open to others" in warning
 
 
 # The database's address
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("sqlite:///trail.db", "sqlite:///{folder}/trail.db"),
-        ("sqlite:///../trail.db?timeout=5", "sqlite:///{folder}/../trail.db?timeout=5"),
-        ("sqlite:////abs/trail.db", "sqlite:////abs/trail.db"),
-        ("sqlite+pysqlite:///trail.db", "sqlite:///{folder}/trail.db"),
-        ("postgresql://u@h/db", "postgresql+psycopg://u@h/db"),
-        ("postgres://u@h:5432/db?sslmode=require", "postgresql+psycopg://u@h:5432/db?sslmode=require"),
-        ("postgresql+psycopg:///db?host=/run/pg", "postgresql+psycopg:///db?host=/run/pg"),
-    ],
-)
-def test_addresses_of_databases_are_completed(tmp_path: Path, url: str, expected: str) -> None:
-    found = settings(tmp_path, f'{GATEWAY}[database]\nurl = "{url}"\n').database.url
-    assert found == expected.format(folder=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("mysql://h/db", "mysql is not supported"),
-        ("oracle+oracledb://h/db", "oracle\\+oracledb is not supported"),
-        ("postgresql+asyncpg://h/db", "psycopg, not asyncpg"),
-        ("sqlite+aiosqlite:///x.db", "is not supported"),
-        ("sqlite://", "needs a file"),
-        ("sqlite:///", "needs a file"),
-        ("sqlite:///:memory:", "needs a file"),
-        ("sqlite://trail.db", "needs a file"),
-        ("sqlite:///file:x?mode=memory&uri=true", "needs a file"),
-        ("flowtrail.db", "must be"),
-        ("", "must be"),
-    ],
-)
-def test_other_databases_are_refused_by_name(tmp_path: Path, url: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"flowtrail.toml: database.url: .*{message}"):
-        settings(tmp_path, f'{GATEWAY}[database]\nurl = "{url}"\n')
 
 
 def test_the_address_of_the_database_may_lie_in_a_file(tmp_path: Path) -> None:
@@ -502,7 +472,13 @@ SECONDS = [
     *[("1h30m", 5400), ("1h 30m", 5400), ("1.5h", 5400), (" 5 s ", 5), ("1m500ms", 60.5)],
 ]
 BYTES = [
-    *[("64MiB", 67_108_864), ("10MB", 10**7), ("1.5kB", 1500), ("2 GiB", 2**31), ("512b", 512), ("4096", 4096), (7, 7)],
+    ("64MiB", 67_108_864),
+    ("10MB", 10**7),
+    ("1.5kB", 1500),
+    ("2 GiB", 2**31),
+    ("512b", 512),
+    ("4096", 4096),
+    (7, 7),
 ]
 
 
@@ -610,9 +586,7 @@ def test_a_missing_folder_or_schedule_is_reported_with_its_remedy(tmp_path: Path
         (TARGETS, "s.toml", "exactly one of cron"),
         ('cron = "* * * * *"\nevery = "5m"\n' + TARGETS, "s.toml", "exactly one of cron"),
         ('cron = "* * *"\n' + TARGETS, "s.toml: cron", "a cron expression has five fields"),
-        ('cron = "0 0 30 2 *"\n' + TARGETS, "s.toml: cron", "never fires"),
         ("cron = 5\n" + TARGETS, "s.toml: cron", "must be text in quotes, not 5"),
-        ('every = "0"\n' + TARGETS, "s.toml: every", "longer than zero"),
         ('every = "1ms"\n' + TARGETS, "s.toml: every", '"100ms" or longer'),
         ('every = "soon"\njitter = "1m"\n' + TARGETS, "s.toml: every", "must be a duration"),
         ('every = "5m"\njitter = "5m"\n' + TARGETS, "s.toml: jitter", "must be shorter than the 0:05:00 between two"),
@@ -641,7 +615,6 @@ def test_a_missing_folder_or_schedule_is_reported_with_its_remedy(tmp_path: Path
         ('every = "5m"\n' + TARGETS + 'expression = "\\n"\n', "s.toml: [[targets]] #1, users #1", "control"),
         ('every = "5m"\ntargets_file = "no.csv"\n', "s.toml: targets_file", "no.csv cannot be read"),
         ('every = "5m"\ntargets_file = 5\n', "s.toml: targets_file", "must be the name of a CSV file"),
-        ("every = 5m\n", "s.toml:1", "not valid TOML"),
     ],
 )
 def test_a_mistake_in_a_schedule_is_named_with_its_place(tmp_path: Path, text: str, place: str, message: str) -> None:
@@ -650,25 +623,13 @@ def test_a_mistake_in_a_schedule_is_named_with_its_place(tmp_path: Path, text: s
     assert message in found
 
 
-def test_a_name_with_odd_characters_is_refused(tmp_path: Path) -> None:
-    (found,) = schedule_problems(tmp_path, **{"my plants": 'every = "5m"\n' + TARGETS})
-    assert found[0] == "my plants.toml"
-    assert "only letters, digits" in found[1]
-
-
 def test_a_target_listed_twice_is_an_error_that_names_both_places(tmp_path: Path) -> None:
     text = 'every = "5m"\ntargets_file = "s.csv"\n' + TARGETS.replace('"u1"', '"u1", "u2", "u1"')
     write(tmp_path, "org,user\no1,u3\n\no1,u2\n", "schedules/s.csv")
-    here = tmp_path / "schedules"
+    first = f"{tmp_path}/schedules/s.toml: [[targets]] #1, users"
     assert schedule_problems(tmp_path, s=text) == [
-        (
-            "s.toml: [[targets]] #1, users #3",
-            f"o1/u1 is already a target, at {here}/s.toml: [[targets]] #1, users #1: remove one of the two",
-        ),
-        (
-            "s.csv:4",
-            f"o1/u2 is already a target, at {here}/s.toml: [[targets]] #1, users #2: remove one of the two",
-        ),
+        ("s.toml: [[targets]] #1, users #3", f"o1/u1 is already a target, at {first} #1: remove one of the two"),
+        ("s.csv:4", f"o1/u2 is already a target, at {first} #2: remove one of the two"),
     ]
 
 
@@ -684,8 +645,11 @@ def test_a_broken_file_never_hides_the_problems_of_others(tmp_path: Path) -> Non
         b='cron = "61 * * * *"\ntimezone = "Mars/Base"\n',
         c='every = "5m"\n' + TARGETS,
         d='every = "x"\n' + TARGETS,
+        **{"my plants": 'every = "5m"\n' + TARGETS},
     )
-    assert [place for place, _ in found] == ["a.toml:1", "b.toml: timezone", "b.toml: cron", "b.toml", "d.toml: every"]
+    places = ["a.toml:1", "b.toml: timezone", "b.toml: cron", "b.toml", "d.toml: every", "my plants.toml"]
+    assert [place for place, _ in found] == places
+    assert "only letters, digits" in found[-1][1]
 
 
 def test_settings_and_schedules_can_be_refused_together(tmp_path: Path) -> None:
@@ -772,10 +736,11 @@ def test_a_roster_has_a_target_once_and_knows_what_it_has_not() -> None:
     assert not any(roster.add(*target) for target in targets)
     assert [*roster] == targets
     assert all(target in roster for target in targets)
-    absent = [Target("o", f"v{n}") for n in range(3000)] + [
+    absent = [
         Target("o", "u1", "x"),
         Target("ou", "1"),
         Target("", "ou1"),
+        *(Target("o", f"v{n}") for n in range(3000)),
     ]
     assert not any(target in roster for target in absent)
     with pytest.raises(ValueError, match="no target here"):

@@ -18,9 +18,11 @@
 
 An event lies after the request of one answer (``last_unchanged_at``), and before another had arrived (``observed_at``):
 
-- 1: the latest request when nobody had it (``_absent_at``), and the first answer with it
+- 1: the earliest, over everybody, of the latest requests that were answered without it (``_absent_at``), and the first
+  answer with it; if not proven, the latest request of those who gained it, or, if nobody did (1b), its disappearance
 - 2: the user's last request answered without it, and the user's first answer with it
-- 3: the last request that was answered with it, and the first answer without it of the user who lost it last
+- 3: the last request that was answered with it, and the first answer without it of the user who lost it last; if not
+  proven, the last answer that was known when it was reported (``reported_at``)
 - 4: the user's last request answered with it, and the user's first answer without it
 - 6: the last request answered with the old value (``_last_unchanged``), and the first answer with the new one
 
