@@ -190,7 +190,6 @@ def verification(engine: Engine, now: dt.datetime, every: str | None = "1d", **m
     return Verification(engine, Store(engine), clock=lambda: now, **settings)
 
 
-@pytest.mark.usefixtures("one_run_for_all")
 def test_a_finding_of_the_service_s_own_check_is_a_condition_until_a_check_finds_none(
     engine: Engine, diary: Diary
 ) -> None:

@@ -94,7 +94,7 @@ def test_no_user_ever_has_an_id_of_another(engine: Engine, lists: dict[str, list
     with Mixer(lists, HOSTILE, every=4, unasked=True) as server:
         life = Life(engine, server)
         with life.run_context() as made:
-            while server.exchanges < 10_000:
+            while server.played < 10_000:
                 life.run(*made)
         assert life.strangers() == []
         assert life.desyncs > 100
@@ -109,7 +109,7 @@ def test_no_user_has_an_id_of_another_over_connections_opened_ahead(
     with Mixer(lists, HOSTILE, every=8, unasked=True, tls=made_by.server("good")) as server:
         life = Life(engine, server, concurrency=16, deadline=5, ca_bundle=made_by.path("ca.pem"))
         with life.run_context() as made:
-            while server.exchanges < 1_500:
+            while server.played < 1_500:
                 life.run(*made)
         assert life.strangers() == []
         assert life.desyncs > 50
@@ -120,7 +120,7 @@ def test_interim_answers_and_odd_splits_fail_no_target(engine: Engine, lists: di
     with Mixer(lists, HARMLESS, every=1) as server:
         life = Life(engine, server, deadline=10, timeout=10)
         with life.run_context() as made:
-            while server.exchanges < 2_000:
+            while server.played < 2_000:
                 report = life.run(*made)
                 assert report.status == "succeeded", report.tally.issues
         assert (life.strangers(), life.desyncs) == ([], 0)

@@ -232,12 +232,10 @@ def intruder(lived: House) -> Iterator[Intruder]:
     "table", ["sync_run", "sync_issue", "target_membership", "hold_event", "pruned_issues", "run_seal"]
 )
 def test_any_deleted_row_is_found(house: House, intruder: Intruder, table: str) -> None:
-    for number in [row["number"] for row in intruder.run(f"SELECT rowid AS number FROM {table}")]:
-        saved = intruder.run(f"SELECT * FROM {table} WHERE rowid = :number", number=number)[0]
-        intruder.run(f"DELETE FROM {table} WHERE rowid = :number", number=number)
-        assert findings(house.engine), (table, saved)
-        names = ", ".join(saved)
-        intruder.run(f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{name}' for name in saved)})", **saved)
+    for row in intruder.rows(table):
+        intruder.delete(table, row)
+        assert findings(house.engine), (table, row)
+        intruder.insert(table, row)
     assert findings(house.engine) == []
 
 

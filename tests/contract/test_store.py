@@ -25,7 +25,7 @@ from etl.schema import lease, sync_run
 from etl.store import NewRun, Store, commit
 from etl.store.lease import LASTS
 from etl.store.runs import database_now
-from tests.support import checker, pooler
+from tests.support import pooler
 from tests.support.builders import ALICE, GAP, START, UNCHECKED, Diary, after, dump, flow, numbered, snapshot, written
 from tests.support.intruder import Intruder
 from tests.support.postgres import Server
@@ -111,7 +111,7 @@ OPEN_SPAN = [f"observation.{name}" for name in ("last_asked_at", "last_at", "int
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_the_checker_finds_whatever_is_altered_behind_the_back_of_the_store(diary):
-    """Tests rely on the checker, so it must find everything. Versions are checked for it by ``etl/audit/check.py``."""
+    """Tests rely on it and on ``verify``, so together they must find everything."""
     for hours, last in enumerate([3, 3, 4, 2, 2]):
         diary.answer([flow(1, f"v{last}", "D", last % 2 == 0), *numbered(2, last)], after(hours=hours))
         diary.answer([], after(hours=hours), BOB)
@@ -123,7 +123,7 @@ def test_the_checker_finds_whatever_is_altered_behind_the_back_of_the_store(diar
             for column in (*proven, *schema.observation.c, *schema.workflow.c):
                 table, row = column.table.name, intruder.rows(column.table.name)[place]
                 altered = intruder.set(table, row, **{column.name: intruder.different(column, row[column.name])})
-                if not checker.check(diary.url, diary.deliveries):
+                if not diary.findings():
                     unseen.append(str(column))
                 intruder.set(table, altered, **{column.name: row[column.name]})
             assert sorted(unseen) == sorted(unproven)
@@ -207,7 +207,7 @@ def test_an_older_answer_loses_to_a_newer_one_and_is_an_issue(diary, before, new
     diary.check()
 
 
-def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_url, connected):
+def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_url, connected, one_run_for_all):
     """Each reads fences, is overtaken or not, and writes: every answer is an observation or stale, never an error."""
     targets = [Target("o1", f"u{number}") for number in range(12)]
     engines = [connected(database_url) for _ in range(10)]
@@ -239,17 +239,13 @@ def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_
     beside = count(diary.engine, "sync_issue")
     held = count(diary.engine, "sync_issue", "verdict = 'held'")
     assert (spans + beside, held) == (10 * 4 * 8, 0)
-    assert not [finding for finding in _findings(diary) if "delivered" not in finding]
+    assert not [finding for finding in diary.findings(settled=False) if "delivered" not in finding]
 
 
 def _any_outcome(diary: Diary, chance: random.Random, fence, at: dt.datetime) -> Outcome:
     if chance.random() < 0.2:
         return verdict.failed(fence, Refused("no", code="62109"))
     return diary.judge(fence, numbered(1, chance.randint(1, 3)), at)
-
-
-def _findings(diary: Diary) -> list[str]:
-    return checker.check(diary.url, diary.deliveries, settled=False)
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])

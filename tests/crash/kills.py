@@ -12,7 +12,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -137,7 +136,7 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
             victims = [Victim(place, launcher, n, arguments[n], together) for n, launcher in enumerate(launchers)]
             kills = sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND))
             if server is not None:
-                restart(server, "immediate")
+                server.restart()
             kills += sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND // 2))
             for victim in victims:
                 victim.end()
@@ -217,25 +216,6 @@ def _ended_badly(victims: Sequence[Victim]) -> Iterator[str]:
             yield f"a process ended with {sorted(strange)}: {victim.said[-3000:]}"
         if "Traceback" in _INTERRUPTED_IMPORT.sub("", victim.said):
             yield f"a traceback: {victim.said[-3000:]}"
-
-
-def restart(server: postgres.Server, mode: str) -> None:
-    """Stop the server as if by a power cut ("immediate") and start it again."""
-    pg_ctl = (
-        postgres.tools_of(server) / "pg_ctl",
-        "-D",
-        server.folder / "data",
-        "-m",
-        mode,
-        "-w",
-        "-t",
-        "60",
-        "-l",
-        server.folder / "log",
-    )
-    user = "nobody" if os.geteuid() == 0 else None
-    quiet = subprocess.DEVNULL
-    subprocess.run([*pg_ctl, "restart"], stdin=quiet, stdout=quiet, stderr=quiet, user=user, cwd="/", check=True)
 
 
 @contextmanager

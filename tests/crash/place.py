@@ -133,12 +133,12 @@ class Place:
         if hasattr(self, "gateway"):
             self.gateway.close()
 
-    def use(self, url: str, known: Sequence[checker.Delivered] = (), gateway: str = "", rest: str = "") -> None:
+    def use(self, url: str, known: Sequence[checker.Delivered] = (), rest: str = "") -> None:
         """From now on the program uses this database, and only deliveries from now on count, besides ``known``."""
         self.url = url
         self.known = list(known)
         self._forgotten = len(self.gateway.deliveries.entries())
-        self.point_at(url, gateway, rest)
+        self.point_at(url, rest=rest)
 
     def point_at(self, url: str, gateway: str = "", rest: str = "", deadline: str = "20s") -> None:
         """Write the settings. The same database may have several URLs."""

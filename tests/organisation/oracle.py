@@ -53,13 +53,11 @@ class Oracle:
             return None if there else "disappeared twice"
         if event.kind in ("appeared", "reappeared"):
             self.there[event.flow_id] = True
-            if there and (event.kind == "appeared" or not self._may_have_retired(event)):
+            may_have_retired = any(self.simulation.stays.values())
+            if there and (event.kind == "appeared" or not may_have_retired):
                 return "appeared twice"
             return None
         return None if there else "a workflow that was not reported as present"
-
-    def _may_have_retired(self, event: Event) -> bool:
-        return any(self.simulation.stays[user] for user in self.simulation.everybody)
 
     def _fault(self, event: Event) -> str | None:
         match event.kind:

@@ -3,13 +3,16 @@ the judgement."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from etl.domain.organisation.rules import judge
 from etl.domain.organisation.values import Answer, Judgement
 from tests.organisation.state import Judge, KnownState, Twin
-from tests.organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
+from tests.organisation.world import HOUR, START, Moment, Reply, Schedule, Setting, World
 
 
 class Simulation:
@@ -32,25 +35,28 @@ class Simulation:
         self.away_until: dict[str, Moment] = {}
         self.replies: dict[str, list[Reply]] = defaultdict(list)
         """The answers that were accepted, including what was held."""
-        self.calendar = Calendar()
+        self._calendar: list[tuple[Moment, int, str, Any]] = []
+        """A heap of what will happen, by its time."""
+        self._numbers = itertools.count()
         self.now = START
         self.is_quiet = False
         """Whether nothing changes or fails any more."""
-        self.world.populate(START, self.everybody)
+        for _ in range(setting.workflows):
+            self.world.create(START, self.everybody)
         for schedule in self.schedules:
-            self.calendar.add(START + self.chance.randrange(schedule.every), ("run", schedule))
+            self._at(START + self.chance.randrange(schedule.every), "run", schedule)
         self._plan(setting.changes_an_hour, "change")
         self._plan(setting.moves_an_hour, "move")
         self._plan(setting.outages_an_hour, "outage")
 
     def run(self, end: Moment) -> Iterator[list[Judgement]]:
         """Let time pass until ``end``; yield the judgements of each step."""
-        for now, (what, of) in self.calendar.until(end):
-            self.now = now
+        while self._calendar and self._calendar[0][0] <= end:
+            self.now, _, what, of = heapq.heappop(self._calendar)
             if what != "end":
                 getattr(self, f"_{what}")(of)
             elif self.is_quiet or self.chance.random() >= self.setting.skipped:
-                judgements = self.state.step(now, of.began_at)
+                judgements = self.state.step(self.now, of)
                 self._know_who_counts()
                 yield judgements
 
@@ -58,11 +64,14 @@ class Simulation:
         self.is_quiet = True
         self.away_until.clear()
 
+    def _at(self, moment: Moment, what: str, of: Any = None) -> None:
+        heapq.heappush(self._calendar, (moment, next(self._numbers), what, of))
+
     # What happens in the world
 
     def _plan(self, an_hour: float, what: str) -> None:
         if an_hour:
-            self.calendar.add(self.now + 1 + round(self.chance.expovariate(an_hour) * HOUR), (what, None))
+            self._at(self.now + 1 + round(self.chance.expovariate(an_hour) * HOUR), what)
 
     def _change(self, _: object) -> None:
         if not self.is_quiet:
@@ -76,7 +85,7 @@ class Simulation:
         flow_id, user, tries = of
         if tries and not self.is_quiet and not self.world.reverse(self.now, flow_id, user):
             soon = self.now + self.chance.randrange(1, self.schedules[0].takes // 20)
-            self.calendar.add(soon, ("reverse", (flow_id, user, tries - 1)))
+            self._at(soon, "reverse", (flow_id, user, tries - 1))
 
     def _outage(self, _: object) -> None:
         if not self.is_quiet:
@@ -105,32 +114,31 @@ class Simulation:
     # What runs do
 
     def _run(self, schedule: Schedule) -> None:
-        run = Run(schedule, self.now, self.now + schedule.takes + schedule.answer_takes + 1)
+        ends_at = self.now + schedule.takes + schedule.answer_takes + 1
         users = list(schedule.users)
         if not schedule.in_order:
             self.chance.shuffle(users)
         for number, user in enumerate(users):
             asked_at = self.now + schedule.takes * number // len(users)
             arrived_at = asked_at + self.chance.randrange(2, schedule.answer_takes)
-            self.calendar.add(self.chance.randrange(asked_at, arrived_at), ("read", (run, user, asked_at, arrived_at)))
-        self.calendar.add(run.ends_at, ("end", run))
-        self.calendar.add(self.now + schedule.every, ("run", schedule))
+            self._at(self.chance.randrange(asked_at, arrived_at), "read", (ends_at, user, asked_at, arrived_at))
+        self._at(ends_at, "end", self.now)
+        self._at(self.now + schedule.every, "run", schedule)
 
-    def _read(self, of: tuple[Run, str, Moment, Moment]) -> None:
-        run, user, asked_at, arrived_at = of
+    def _read(self, of: tuple[Moment, str, Moment, Moment]) -> None:
+        ends_at, user, asked_at, arrived_at = of
         if user not in self.world.watched or self._fails(user):
             return
         reply = Reply(user, asked_at, self.now, arrived_at, dict(self.world.lists[user]))
-        commit_at = self.chance.choice([arrived_at, (arrived_at + run.ends_at) // 2, run.ends_at - 1])
-        self.calendar.add(max(commit_at, arrived_at), ("commit", (run, reply)))
+        commit_at = self.chance.choice([arrived_at, (arrived_at + ends_at) // 2, ends_at - 1])
+        self._at(max(commit_at, arrived_at), "commit", reply)
 
     def _fails(self, user: str) -> bool:
         if self.is_quiet:
             return False
         return self.now < self.away_until.get(user, 0) or self.chance.random() < self.setting.failing
 
-    def _commit(self, of: tuple[Run, Reply]) -> None:
-        _, reply = of
+    def _commit(self, reply: Reply) -> None:
         user, answer = reply.user, Answer(reply.asked_at, reply.arrived_at)
         latest = self.state.latest.get(user)
         is_stale = latest is not None and latest.arrived_at > reply.asked_at

@@ -4,10 +4,9 @@ runs see them only through the users' lists. It shares no code with the judgemen
 from __future__ import annotations
 
 import bisect
-import heapq
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -111,10 +110,6 @@ class World:
         self.reversible: tuple[str, str] | None = None
         """The (workflow, user) whose access changed last."""
         self._number = 0
-
-    def populate(self, now: Moment, users: list[str]) -> None:
-        for _ in range(self.setting.workflows):
-            self.create(now, users)
 
     def change(self, now: Moment, users: list[str]) -> None:
         """Make one change, if the assumption allows it."""
@@ -234,32 +229,3 @@ class World:
         workflow = self.workflows[flow_id]
         for user, editable in workflow.users.items():
             self.lists[user][flow_id] = Seen(workflow.name, workflow.cycle, editable)
-
-
-@dataclass
-class Run:
-    """A run of a schedule, and when it ends."""
-
-    schedule: Schedule
-    began_at: Moment
-    ends_at: Moment
-
-
-Occurrence = tuple[str, object]
-
-
-class Calendar:
-    """Future events, ordered by time."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[Moment, int, Occurrence]] = []
-        self._count = 0
-
-    def add(self, at: Moment, occurrence: Occurrence) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (at, self._count, occurrence))
-
-    def until(self, end: Moment) -> Iterator[tuple[Moment, Occurrence]]:
-        while self._heap and self._heap[0][0] <= end:
-            at, _, occurrence = heapq.heappop(self._heap)
-            yield at, occurrence

@@ -25,6 +25,7 @@ from etl.errors import Refused
 from etl.schema import TARGET_KEY, target
 from etl.store import NewRun, Removals, RunBegun, Store
 from etl.sync import RunContext
+from etl.verify import verify
 from tests.support import checker
 
 LIMITS = Limits()
@@ -203,9 +204,14 @@ class Diary:
         """Derive the organisations' events, as the end of a run does."""
         self.store.derive_events(self.begin(), at, lambda: at)
 
-    def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
-        """Assert that the independent checker finds nothing wrong."""
-        findings = checker.check(self.url, self.deliveries, settled=settled, every_answer=every_answer)
+    def findings(self, *, settled: bool = True, every_answer: bool = False) -> list[str]:
+        """What the independent checker and ``verify`` find."""
+        found = checker.check(self.url, self.deliveries, settled=settled, every_answer=every_answer)
+        return found + [str(finding) for finding in verify(self.engine)]
+
+    def check(self, **how: bool) -> None:
+        """Assert that there are no ``findings``."""
+        findings = self.findings(**how)
         assert not findings, "\n".join(findings)
 
 

@@ -23,6 +23,7 @@ Rows = dict[str, list[Row]]
 Sign = Callable[[bytes], tuple[str, str]]
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
+TAKEN_AT = "2026-03-30T00:00:00Z"
 ANN, BEN, CAT = Target("o1", "ann"), Target("o1", "ben", "电"), Target("o2", "cat")
 
 
@@ -279,19 +280,12 @@ def seal_from(rows: Rows, number: int, sign: Sign | None) -> None:
     run = next(each for each in rows["runs"] if each["id"] == row["run_id"])
     digests = digests_of(rows, run)
     row |= {f"{name}_digest": getattr(digests, name) for name in ("targets", "change_sets", "issues", "events")}
-    reseal(rows, row, run, sign)
-
-
-def reseal(rows: Rows, row: Row, run: Row, sign: Sign | None) -> None:
-    """Recompute a seal from its row and its run."""
-    digests = seal.Digests(**{n: row[f"{n}_digest"] for n in ("targets", "change_sets", "issues", "events")})
     names = ("schedule", "origin", "scheduled_for", "missed", "status", "started_at", "finished_at")
     sealed = seal.SealedRun(run_id=run["id"], sums=[run[n] for n in seal.SUMS], **{name: run[name] for name in names})
-    trail_id = trail_of(rows, row["id"])["trail_id"]
-    row["parent"] = parent_of(rows, row["id"])
-    row["seal"] = seal.seal_hash(row["parent"], trail_id, row["id"], sealed, digests, row["sealed_at"])
-    signed = sign(seal.signed_bytes(trail_id, row["id"], row["seal"])) if sign else (None, None)
-    row["signature"], row["key_id"] = signed
+    trail_id = trail_of(rows, number)["trail_id"]
+    row["parent"] = parent_of(rows, number)
+    row["seal"] = seal.seal_hash(row["parent"], trail_id, number, sealed, digests, row["sealed_at"])
+    row["signature"], row["key_id"] = sign(seal.signed_bytes(trail_id, number, row["seal"])) if sign else (None, None)
 
 
 def digests_of(rows: Rows, run: Row) -> seal.Digests:
@@ -471,21 +465,20 @@ def kept_lines(rows: Rows) -> bytes:
     return b"".join(lines_of(kept))
 
 
-def kept_heads(rows: Rows, taken_at: str) -> list[Row]:
+def kept_heads(rows: Rows) -> list[Row]:
     """The latest version of each target as a line of a kept file has it."""
     latest = {target_of(row): row for row in sorted(rows["change_sets"], key=lambda row: int(row["version"]))}
     names = ("version", "hash", "state_digest")
-    of_target = ((target._asdict(), row) for target, row in latest.items())
     return [
-        {**names_of, **{name: row[name] for name in names}, "spans": [], "open": False, "taken_at": taken_at}
-        for names_of, row in of_target
+        {**target._asdict(), **{name: row[name] for name in names}, "spans": [], "open": False, "taken_at": TAKEN_AT}
+        for target, row in latest.items()
     ]
 
 
 # ------------------------------------------------------------------------------------------------------------- a story
 
 
-def some_days(sign: Sign | None = None, *, copied: bool = True) -> Story:
+def some_days(sign: Sign | None = None) -> Story:
     """Everything that can happen to a target and a run, in about twenty runs."""
     one = [Flow("1", "one", "D", True), Flow("2", 'the "two"\n', None, None), Flow("流", "三", "mi", False)]
     two = [Flow("1", "one!", "H", True), *one[1:], Flow("10", None, "M", True)]
@@ -508,8 +501,7 @@ def some_days(sign: Sign | None = None, *, copied: bool = True) -> Story:
     )
     story.run({CAT: []}, schedule="wind", joins=[CAT])
     story.run({ANN: two[:2], BEN: many[8:]}, besides={"details": DETAIL, "org_events": EVENT})
-    if copied:
-        story.begin_trail("0b0f6a1e-0c55-4f6e-8f21-1f9a3f6f7d02")
+    story.begin_trail("0b0f6a1e-0c55-4f6e-8f21-1f9a3f6f7d02")
     story.run({ANN: two[:2]}, leaves=[BEN])
     story.run({CAT: Failed("62103")}, schedule="wind")
     story.run({}, schedule=None, origin="maintenance", prunes=5)

@@ -215,7 +215,7 @@ def fill(engine: Engine, request: pytest.FixtureRequest, written: dict[tuple[str
 
 
 @pytest.fixture
-def diary(engine: Engine, database_url: str) -> Diary:
+def diary(engine: Engine, database_url: str, one_run_for_all: None) -> Diary:
     """Answers written to ``engine`` as a run would write them."""
     return Diary(engine, database_url)
 

@@ -5,19 +5,16 @@ It always sends the right answer before it ends a connection. If it sent only an
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 import re
 import select
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from tests.support.hostile import chunked, code, flows, http
+from tests.support.hostile import Hostile, Peer, chunked, code, flows, http
 
 SOON = 0.001
 
@@ -157,8 +154,8 @@ HOSTILE: Sequence[Trick] = (
 )
 
 
-class Mixer:
-    """Answers Get My Flow on loopback while its block lasts. ``lists``: the ids that each user sees; may be changed.
+class Mixer(Hostile):
+    """Answers Get My Flow. ``lists``: the ids that each user sees; may be changed.
 
     One exchange in ``every`` uses one of ``tricks``. With ``unasked``, another user's answer is sent as often before a
     request, on a new connection or between two answers.
@@ -173,66 +170,35 @@ class Mixer:
         unasked: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        super().__init__(self._answer, early=self._interrupt if unasked else None, tls=tls)
         self.lists = lists
-        self.exchanges = 0
         self._tricks = tricks
         self._every = every
         self._unasked = unasked
-        self._tls = tls
-        self._seed = 0
-        self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.url = f"http{'s' * bool(tls)}://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._dice: dict[int, random.Random] = {}
+        """By the number of a connection."""
 
-    def __enter__(self) -> Mixer:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
+    def _dice_of(self, peer: Peer) -> random.Random:
+        return self._dice.setdefault(peer.number, random.Random(peer.number))
 
-    def __exit__(self, *_: object) -> None:
-        for each in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    def _interrupt(self, peer: Peer) -> None:
+        dice = self._dice_of(peer)
+        if not dice.randrange(self._every):
+            select.select([peer.connection], [], [], dice.random() * 4 * SOON)
+            peer.send(self._answer_of(dice.choice(list(self.lists))))
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self._open.add(connection)
-                self._seed += 1
-                threading.Thread(target=self._serve, args=(connection, self._seed), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, seed: int) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError), connection:
-            self._talk(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection, seed)
-        self._open.discard(connection)
-
-    def _talk(self, connection: socket.socket, seed: int) -> None:
-        dice = random.Random(seed)
-        with connection, connection.makefile("rb") as stream:
-            while True:
-                if self._unasked and not dice.randrange(self._every):
-                    select.select([connection], [], [], dice.random() * 4 * SOON)
-                    connection.sendall(self._answer_of(dice.choice(list(self.lists))))
-                asked = re.match(rb"GET \S*userId=([^& ]+)", stream.readline())
-                if asked is None:
-                    break
-                closes = any(line.lower() == b"connection: close\r\n" for line in iter(stream.readline, b"\r\n"))
-                self._answer(connection, asked[1].decode(), dice)
-                if closes:
-                    break
-
-    def _answer(self, connection: socket.socket, user: str, dice: random.Random) -> None:
-        self.exchanges += 1
+    def _answer(self, peer: Peer) -> None:
+        assert peer.request is not None
+        dice, (user,) = self._dice_of(peer), re.findall("userId=([^& ]+)", peer.request.target)
         trick = honest if dice.randrange(self._every) else dice.choice(self._tricks)
         true, other = self._answer_of(user), self._answer_of(dice.choice([each for each in self.lists if each != user]))
         for piece in trick(Exchange(_body(tuple(self.lists[user])), true, other, dice)):
             if isinstance(piece, bytes):
-                connection.sendall(piece)
+                peer.send(piece)
             else:
                 time.sleep(piece)
+        if self._unasked and peer.request.headers.get("connection") != "close":
+            self._interrupt(peer)
 
     def _answer_of(self, user: str) -> bytes:
         return http(_body(tuple(self.lists[user])))

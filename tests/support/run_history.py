@@ -25,12 +25,12 @@ Answer = Sequence[Flow] | str
 
 
 class RunHistory:
-    """A database with runs a minute apart; the latest has just ended."""
+    """A database with runs a minute apart, since twenty minutes ago."""
 
-    def __init__(self, engine: Engine, runs: int = 20) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.store = Store(engine)
-        self._next = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=runs)
+        self._next = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=20)
 
     def run(self, answers: dict[Target, Answer], *, schedule: str | None = "plants", by: str | None = None) -> int:
         """A complete run."""

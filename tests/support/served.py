@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
-import msgspec
 from sqlalchemy import Engine
 
 from etl.config import Schedule
-from etl.domain.model import Flow, Snapshot, Target
+from etl.domain.model import Flow, Target
 from etl.service.replica import Service
 from etl.service.runs import Identity, KnownSchedules, ScheduleRuns
 from etl.store import Store
 from etl.sync import RunReport
-from tests.support.builders import run_context
+from tests.support.builders import flow, run_context
+from tests.support.questions import Upstream
 
 PATIENCE_SECONDS = 60
 
@@ -42,26 +41,6 @@ class Clock:
         return dt.datetime.now(dt.UTC) + self.offset
 
 
-class Gateway:
-    """A gateway with one list for all, observed by the given clock. It calls ``asked`` with each target first."""
-
-    slowed_seconds = 0.0
-
-    def __init__(self, clock: Clock, asked: Callable[[Target], object] = lambda target: None) -> None:
-        self.clock = clock
-        self.asked = asked
-
-    def fetch(
-        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
-    ) -> Snapshot:
-        self.asked(target)
-        item = {"flowId": "1", "flowName": "one", "cycle": "D", "editable": True}
-        body = msgspec.json.encode({"code": 0, "data": [item]})
-        known = hashlib.sha256(msgspec.json.encode([item])).hexdigest()
-        flows = None if known == known_data_hash else (Flow("1", "one", "D", True),)
-        return Snapshot(target, flows, known, self.clock(), self.clock(), 1, body, own_connection)
-
-
 class Served:
     """A service in a thread of this process, until the block ends, and the runs that have ended."""
 
@@ -72,15 +51,21 @@ class Served:
         clock: Clock,
         asked: Callable[[Target], object] = lambda target: None,
     ) -> None:
-        """``schedules``: what is read at the start and at each reload; ``asked`` is called with each target first."""
+        """``schedules``: what is read at the start and at each reload. All have one list; ``asked`` is called with each
+        target before its answer."""
         self.schedules = schedules
         self._news = threading.Condition()
         self._ended: list[str] = []
         self._resources = contextlib.ExitStack()
         stop = threading.Event()
-        context, batches = self._resources.enter_context(
-            run_context(Store(engine, stop), Gateway(clock, asked), stop=stop)
-        )
+
+        def one_list(target: Target, n: int) -> list[Flow]:
+            asked(target)
+            return [flow(1, "one")]
+
+        gateway = Upstream({})
+        gateway.clock, gateway.says = clock, one_list
+        context, batches = self._resources.enter_context(run_context(Store(engine, stop), gateway, stop=stop))
         runs = ScheduleRuns(
             context,
             Identity("here", 1, "test"),

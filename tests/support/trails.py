@@ -38,9 +38,7 @@ class House(Runs):
         super().__init__(engine, Upstream(first), Limits(min_removed=3), sign)
         self.store = Store(engine, sign=sign)
 
-    def serve(
-        self, lists: Lists, *, by: str | None = None, org: str | None = None, gaps: Mapping[str, dt.timedelta] = {}
-    ) -> sync.RunReport:
+    def serve(self, lists: Lists, *, org: str | None = None, gaps: Mapping[str, dt.timedelta] = {}) -> sync.RunReport:
         self.upstream.asked.clear()
         self.upstream.stop.clear()
         asked = {target for listed in lists.values() for target in listed if org in (None, target.org_id)}

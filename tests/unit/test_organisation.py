@@ -219,13 +219,12 @@ def test_no_certain_event_is_wrong_in_any_world(setting, seed):
 class Quarrel(Simulation):
     """Half of the workflows have another name for each user."""
 
-    def _commit(self, of):
-        run, reply = of
+    def _commit(self, reply):
         told = {
             flow_id: seen._replace(name=f"{seen.name} of {reply.user}") if int(flow_id) % 2 else seen
             for flow_id, seen in reply.flows.items()
         }
-        super()._commit((run, reply._replace(flows=told)))
+        super()._commit(reply._replace(flows=told))
 
 
 @settings(STEADY, max_examples=60)
