@@ -15,7 +15,7 @@ from tests.support.enos import LocalGateway
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
 
-pytest_plugins = ("tests.support.databases",)
+pytest_plugins = ("tests.support.databases", "tests.support.trails")
 
 # A test says what is true, not how fast: on a busy machine an example takes as long as it takes.
 settings.register_profile("flowtrail", deadline=None)

@@ -22,10 +22,8 @@ from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Simulation
 from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import HOUR, START, Setting
-from tests.support import checker, story_checker
 from tests.support.builders import UNCHECKED, after, flow, judged, numbered, snapshot
-from tests.support.intruder import tamper
-from tests.support.trails import ANN, BEN, House, findings
+from tests.support.trails import ANN, BEN, House, contradictions, findings
 from tests.support.years import Clock
 
 COLUMNS = (
@@ -72,11 +70,6 @@ def played(engine: Engine, setting: Setting, seed: int, runs: int) -> int:
         count += len(expected)
     assert contradictions(engine) == []
     return count
-
-
-def contradictions(engine: Engine) -> list[str]:
-    url = engine.url.render_as_string(hide_password=False)
-    return story_checker.check(checker.tables_of(url), settled=True)
 
 
 WORLDS = ("other gaps", "holds", "joining and leaving", "restless rights", "everything")
@@ -230,41 +223,6 @@ def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engin
     step = Step(story.state.run_id, moment(story.at), moment(story.at + 9))
     with pytest.raises(story_writes.StoryConflict), writing(engine) as connection:
         story_writes.write_steps(connection, judged, step)
-
-
-@pytest.mark.parametrize(
-    ("forged", "found"),
-    [
-        (
-            "DELETE FROM org_event WHERE kind = 'disappeared'",
-            "was lost by ann, but there is no event and nothing waits",
-        ),
-        (
-            "UPDATE org_event SET kind = 'access_lost', user_id = 'bob' WHERE kind = 'disappeared'",
-            "but there is no event",
-        ),
-        ("UPDATE org_event SET kind = 'reappeared' WHERE kind = 'appeared'", "reappeared after it None"),
-        ("UPDATE org_event SET new_cycle = 'H' WHERE kind = 'appeared'", "no answer of that time shows it"),
-        ("UPDATE org_event SET last_unchanged_at = observed_at", "ends before it begins"),
-        ("UPDATE org_flow SET users = 1 WHERE flow_id = '2'", "has 1 users, and 2 list it"),
-        ("UPDATE org_flow SET cycle = 'H' WHERE flow_id = '2'", "is ('name 2', 'D') to everybody, and ('name 2', 'H')"),
-        ("DELETE FROM org_flow WHERE flow_id = '2'", "is listed, and no step has judged it"),
-        (
-            "UPDATE target SET projected_version = 1; UPDATE sync_run SET status = 'aborted'",
-            "has versions that no step has judged",
-        ),
-    ],
-)
-@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_the_checker_of_stories_finds_what_is_forged(engine: Engine, forged: str, found: str) -> None:
-    story = Small(engine)
-    for ann, bob in (("1", "1"), ("12", "12"), ("2", "2"), ("2", "2")):
-        story.hear(ann=ann, bob=bob)
-        story.end()
-    assert sorted(events_in(engine)) == [("appeared", "2"), ("disappeared", "1")]
-    assert contradictions(engine) == []
-    tamper(engine, forged)
-    assert found in "\n".join(contradictions(engine))
 
 
 def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine: Engine) -> None:

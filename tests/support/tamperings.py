@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from etl.audit import check
 from etl.domain import chain
 from etl.domain.model import Flow, Target
+from etl.schema import metadata
 from etl.signing.keys import SigningKey
 from tests.support import bundles
 from tests.support.bundles import ANN, BEN, CAT, MINUTE, START, Row, Rows, Story
@@ -756,21 +757,38 @@ for table, draft in ((OF_A_PART, part), (OF_ONE_ORGANISATION, one_organisation),
 
 
 class InDatabase(NamedTuple):
-    """What somebody could do to the rows of a database, on SQLite."""
+    """What somebody could do to the rows of the ``lived`` database, on SQLite."""
 
     statements: str
     """Separated by semicolons."""
     verify: str
-    """What is in a finding of ``flowtrail verify``."""
+    """What is in a finding of ``flowtrail verify``; empty where no row proves it."""
     checker: str = ""
     """What is in a finding about the bundle that is written then; empty where the bundle says what is true."""
+    kept: str = ""
+    """What heads that were kept find missing."""
+    story: str = ""
+    """What ``contradictions`` finds."""
 
 
+def copied(table: str, where: str = "id = 1", **values: object) -> str:
+    """Copies of rows, with other values, in SQL; a number of its own is given by the database."""
+    columns = {column.name: column.name for column in metadata.tables[table].columns if column.name != "id"}
+    columns |= {name: str(value) for name, value in values.items()}
+    return f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} FROM {table} WHERE {where}"
+
+
+LOWEST, HIGHEST = -(2**63), 2**63 - 1
+EARLY, LATE = "'2026-01-01 00:00:00.000000'", "'2027-01-31 00:00:00.000000'"
+INVENTED = "INSERT INTO sync_issue (run_id, target_id, verdict, message)"
 OPEN_SPAN = "WHERE id = (SELECT observation_id FROM target WHERE user_id = 'u000')"
+STRETCHED = f"UPDATE observation SET last_at = {LATE}, last_asked_at = {LATE}, observations = 9"
+FLOW_3 = "WHERE target_id = 4 AND flow_id = '3'"
 IN_DATABASE = {
     "all failures deleted, and runs called well": InDatabase(
-        "DELETE FROM sync_issue;UPDATE sync_run SET status = 'succeeded', failed = 0, unchanged = unchanged + "
-        "failed WHERE status <> 'aborted'",
+        """DELETE FROM sync_issue;
+        UPDATE sync_run SET status = 'succeeded', failed = 0, unchanged = unchanged + failed
+        WHERE status <> 'aborted'""",
         "sync_run.status should be 'partial', but is 'succeeded'", "run 3 (seal 3): seal should be"),
     "runs of versions exchanged": InDatabase(
         "UPDATE change_set SET run_id = (SELECT max(run_id) FROM change_set) WHERE version = 1",
@@ -779,31 +797,26 @@ IN_DATABASE = {
         "DELETE FROM run_seal WHERE id = 2",
         "run_seal.id should be 2, after the seal 1, but is 3", "seal 2: id should be 2, but is 3"),
     "the last run gone with its seal": InDatabase(
-        "DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);DELETE FROM run_seal WHERE id = (SELECT"
-        " max(id) FROM run_seal)",
+        """DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);
+        DELETE FROM run_seal WHERE id = (SELECT max(id) FROM run_seal)""",
         "trail.last_seal should be 15, but is 16", "kept line 16: the bundle ends with seal 15, before seal 16"),
     "a run that has ended, without a seal": InDatabase(
-        "INSERT INTO sync_run (origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) VALUES "
-        "('command', 'succeeded', '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000', '2026-01-01 "
-        "00:00:00.000000', '2026-01-01 00:00:00.000000', 'h', 1)",
-        "run_seal should be a seal, since the run has ended", "run 17: has no seal"),
+        copied("sync_run"), "run_seal should be a seal, since the run has ended", "run 17: has no seal"),
     "a scope with a fraction": InDatabase(
         "UPDATE sync_run SET scope = replace(scope, '}', '.0}') WHERE id = 2",
         "sync_run.scope should be an object", "runs.jsonl, line 2: holds the number 3.0"),
     "a run gone with its seal": InDatabase(
-        "DELETE FROM sync_run WHERE id = 2;DELETE FROM run_seal WHERE id = 2",
+        "DELETE FROM sync_run WHERE id = 2; DELETE FROM run_seal WHERE id = 2",
         "run_seal.id should be 2, after the seal 1, but is 3", "seal 2: id should be 2, but is 3"),
     "an invented member": InDatabase(
-        "INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');INSERT INTO target_membership "
-        "(target_id, run_id, schedule, kind, at, coverage_gap_seconds) SELECT 99, run_id, schedule, kind, at, "
-        "coverage_gap_seconds FROM target_membership WHERE id = 1",
+        f"""INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');
+        {copied("target_membership", target_id=99)}""",
         "run 1 (seal 1): run_seal.events_digest", "run 1 (seal 1): events_digest"),
     "pruned issues are not told": InDatabase(
         "DELETE FROM pruned_issues",
         "run 3 (seal 3): sync_run.failed should be 0, but is 1", "run 3 (seal 3): issues_digest"),
     "an issue invented": InDatabase(
-        "INSERT INTO sync_issue (run_id, target_id, verdict, message) SELECT run_id, target_id, 'failed', 'x' FROM "
-        "change_set WHERE version = 1",
+        f"{INVENTED} SELECT run_id, target_id, 'failed', 'x' FROM change_set WHERE version = 1",
         "run 1 (seal 1): sync_run.changed should be 0, but is 3",
         "o1/u002, version 1: observation.observations from"),
     "a change deleted": InDatabase(
@@ -812,109 +825,205 @@ IN_DATABASE = {
     "a change added": InDatabase(
         "INSERT INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, 'x', 'baseline', 'y')",
         "change_set.baseline should be 7, but is 6", "change_set.baseline should be 7, but is 6"),
+    "a former cycle altered": InDatabase(
+        "UPDATE workflow_change SET old_cycle = 'W' WHERE kind = 'removed'",
+        "o1/u000, version 2: workflow_change should be", "o1/u000, version 2, workflow '6': change should be"),
     "a version deleted": InDatabase(
         "DELETE FROM change_set WHERE version = 2; DELETE FROM observation WHERE version = 2",
-        "change_set.version should be 2, but is 3", "change_set.version should be 2, but is 3"),
+        "change_set.version should be 2, but is 3", "change_set.version should be 2, but is 3", "change_set"),
+    "a first version deleted": InDatabase(
+        "DELETE FROM change_set WHERE version = 1 AND target_id = 1",
+        "o1/u000, version 1: change_set.version should be 1, but is 2",
+        "o1/u000, version 1: change_set.version should be 1, but is 2"),
+    "another hash": InDatabase(
+        "UPDATE change_set SET hash = parent_hash WHERE version = 2",
+        "o1/u001, version 2: change_set.hash", "o1/u001, version 2: change_set.hash", "change_set.hash"),
+    "another digest of the list": InDatabase(
+        "UPDATE change_set SET state_digest = hash WHERE version = 2 AND target_id = 2",
+        "o1/u001, version 2: change_set.state_digest", "o1/u001, version 2: change_set.state_digest",
+        "change_set.state_digest"),
+    "a user renamed": InDatabase(
+        "UPDATE target SET user_id = 'somebody' WHERE user_id = 'u002'",
+        "o1/somebody, version 1: change_set.hash", "o1/somebody, version 1: change_set.hash",
+        "change_set change_set.observed_at"),
     "the approval taken away": InDatabase(
         "UPDATE change_set SET approved_by = NULL, approved_scope = NULL",
         "o1/u001, version 2: change_set.hash", "o1/u001, version 2: change_set.hash"),
+    "an approval of somebody else": InDatabase(
+        "UPDATE change_set SET approved_by = 'eve' WHERE approved_by IS NOT NULL",
+        "o1/u001, version 2: change_set.hash", "o1/u001, version 2: change_set.hash"),
     "an open span that is stretched by months": InDatabase(
-        "UPDATE observation SET last_at = '2027-01-31 00:00:00.000000', last_asked_at = '2027-01-31 "
-        f"00:00:00.000000', observations = observations + 1, longest_gap_seconds = 5000000 {OPEN_SPAN}",
+        f"{STRETCHED}, longest_gap_seconds = 5000000 {OPEN_SPAN}",
         "observation.observations should be", "o1/u000, version 3: observation.observations from"),
+    "a span that is stretched without a gap": InDatabase(
+        f"{STRETCHED}, longest_gap_seconds = -1 {OPEN_SPAN}",
+        "observation.observations should be", "observation.longest_gap_seconds cannot be -1", "observation"),
+    "a span that is stretched without its outage": InDatabase(
+        f"{STRETCHED}, longest_gap_seconds = 5000000, interrupted = 0 {OPEN_SPAN}",
+        "observation.observations should be", "observation.interrupted should be True", "observation"),
     "an outage denied": InDatabase(
         "UPDATE observation SET interrupted = 0 WHERE interrupted = 1",
-        "observation.interrupted should be true", "observation.interrupted should be True"),
+        "observation.interrupted should be true", "observation.interrupted should be True", "observation"),
     "a span deleted": InDatabase(
         "DELETE FROM observation WHERE version = 1",
         "observation should be the span that the baseline opened",
-        "observation: the span that the baseline opened is missing"),
+        "observation: the span that the baseline opened is missing", "observation"),
+    "the open span deleted": InDatabase(
+        f"DELETE FROM observation {OPEN_SPAN}; UPDATE target SET observation_id = 7 WHERE user_id = 'u000'",
+        "observation.id should be numbered without a gap", "2 runs that have neither an observation nor an issue",
+        "observation"),
     "a membership deleted": InDatabase(
         "DELETE FROM target_membership WHERE id = 2",
         "run 1 (seal 1): sync_run.targets_digest", "sync_issue: it was not asked"),
     "a seal of another run": InDatabase(
         "UPDATE run_seal SET run_id = 990 WHERE run_id = 2",
         "run_seal 2.run_id should be a run, but is 990", "seal 2: its run 990 is missing, or has two seals"),
-    "an event of the organisation deleted": InDatabase(
-        "DELETE FROM org_event WHERE event_id = 1",
-        "run 3 (seal 3): run_seal.events_digest", "run 3 (seal 3): events_digest"),
     "a target retired months ago": InDatabase(
-        "UPDATE target SET retired_at = '2026-01-01 00:00:00.000000' WHERE retired_at IS NOT NULL",
-        "target.retired_at"),
+        f"UPDATE target SET retired_at = {EARLY} WHERE retired_at IS NOT NULL", "target.retired_at"),
     "a scope with another key": InDatabase(
         """UPDATE sync_run SET scope = replace(scope, '{"schedules"', '{"targets":[],"schedules"') WHERE id = 2""",
         "sync_run.scope should be an object", "run 2 (seal 2): scope is none"),
     "a scope with a key twice": InDatabase(
         """UPDATE sync_run SET scope = replace(scope, '"org_id"', '"org_id":"o9","org_id"') WHERE id = 2""",
         "sync_run.scope should be an object"),
+    "a scope that is no JSON": InDatabase(
+        "UPDATE sync_run SET scope = 'x' WHERE id = 2",
+        "run 2 (seal 2): sync_run should be readable", "no bundle was written"),
+    "a hold that is no JSON": InDatabase(
+        "UPDATE hold_event SET flow_ids = '['",
+        "a row of the target after version 0 should be readable", "no bundle was written"),
     "a hold whose workflows are written in another way": InDatabase(
         "UPDATE hold_event SET flow_ids = replace(flow_ids, ',', ', ') WHERE flow_ids LIKE '%,%'",
         "hold_event.flow_ids should be an array, as runs write it"),
     "a hold whose workflows are escaped": InDatabase(
         r"""UPDATE hold_event SET flow_ids = replace(flow_ids, '"3"', '"\u0033"') WHERE kind = 'held'""",
         "hold_event.flow_ids should be an array, as runs write it"),
-    "an event that is more than proven": InDatabase(
-        "UPDATE org_event SET proven_for_all = 2 WHERE proven_for_all = 1",
-        "org_event.proven_for_all should be 0, 1 or null"),
     "a seal before the first, of no run": InDatabase(
-        "INSERT INTO run_seal SELECT 1 - id, format, 999, parent, seal, sealed_at, targets_digest, "
-        "change_sets_digest, issues_digest, events_digest, signature, key_id FROM run_seal WHERE id = 1",
+        copied("run_seal", id="1 - id", run_id=999),
         "run_seal.id should be 1, after the seal 0, but is 0", "seal 1: id should be 1, but is 0"),
     "a time stamp of a seal before the first": InDatabase(
-        "INSERT INTO seal_timestamp (seal_id, token, stamped_at) VALUES (-1, x'00', '2026-01-01 00:00:00.000000')",
+        f"INSERT INTO seal_timestamp (seal_id, token, stamped_at) VALUES (-1, x'00', {EARLY})",
         "seal_timestamp -1.seal_id should be a seal", "time stamp of seal -1: is not one of this seal"),
+    "a time stamp of another seal": InDatabase(
+        "UPDATE seal_timestamp SET seal_id = 1",
+        "seal_timestamp 1.token should be a time stamp of", "time stamp of seal 1: is not one of this seal"),
+    "a time stamp of a seal that is not there": InDatabase(
+        "UPDATE seal_timestamp SET seal_id = 99",
+        "seal_timestamp 99.seal_id should be a seal", "time stamp of seal 99: is not one of this seal"),
+    "a time stamp of another time": InDatabase(
+        f"UPDATE seal_timestamp SET stamped_at = {EARLY}", ".stamped_at should be "),
+    "a time stamp that is none": InDatabase(
+        "UPDATE seal_timestamp SET token = x'00'", ".token should be a time stamp of", "is not one of this seal"),
     "a trail that begins after the last seal": InDatabase(
-        "INSERT INTO trail (id, trail_id, created_at, reason, first_seal, last_seal, head, sealed_at) SELECT 0, "
-        "'other', created_at, 'copied', 99, last_seal, head, sealed_at FROM trail",
+        copied("trail", "true", id=0, trail_id="'other'", reason="'copied'", first_seal=99),
         "trail.first_seal of 'other' should be from 1 to",
         "trails.jsonl: a trail begins with seal 99, and the last seal is 16"),
+    "a kept answer of other bytes": InDatabase(
+        f"UPDATE answer SET body = x'{zlib.compress(b'[]').hex()}', length = 2",
+        "o1/u000, version 1: answer.body should be the 2 bytes of", "no bundle was written"),
+    "a kept answer of another length": InDatabase(
+        "UPDATE answer SET length = length + 1", "of another length than its row says", "no bundle was written"),
+    "a kept answer that is damaged": InDatabase(
+        "UPDATE answer SET body = x'00ff'", "but is damaged: Error -3", "no bundle was written"),
+    "a kept answer in another encoding": InDatabase(
+        "UPDATE answer SET encoding = 'rot13'", "encoded as 'rot13', which nobody can read", "no bundle was written"),
+    "a kept answer of no hash": InDatabase(
+        copied("answer", "first_run_id = 1", data_hash="''"), "answer.body should be the 379 bytes of ''"),
     "a user and a list with the lowest number of all": InDatabase(
-        "INSERT INTO target (id, org_id, user_id) VALUES (-9223372036854775808, 'o1', 'zoe');INSERT INTO workflow "
-        "SELECT -9223372036854775808, flow_id, flow_name, cycle, editable, first_listed_at, changed_at, "
-        "missing_since, doubted FROM workflow WHERE target_id = 1",
-        "target.id should be numbered from 1, but is numbered from -9223372036854775808"),
+        f"""INSERT INTO target (id, org_id, user_id) VALUES ({LOWEST}, 'o1', 'zoe');
+        {copied("workflow", "target_id = 1", target_id=LOWEST)}""",
+        f"target.id should be numbered from 1, but is numbered from {LOWEST}"),
     "a run with the lowest number of all": InDatabase(
-        "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) "
-        "SELECT -9223372036854775808, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid "
-        "FROM sync_run WHERE id = 1",
-        "sync_run.id should be numbered from 1, but is numbered from -9223372036854775808",
-        "run -9223372036854775808: has no seal"),
+        copied("sync_run", id=LOWEST),
+        f"sync_run.id should be numbered from 1, but is numbered from {LOWEST}", f"run {LOWEST}: has no seal"),
     "a membership of a run with the highest number of all": InDatabase(
-        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds) SELECT "
-        "target_id, 9223372036854775807, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id ="
-        " 1",
-        "run_id should be without rows of run 9223372036854775807"),
+        copied("target_membership", run_id=HIGHEST), f"run_id should be without rows of run {HIGHEST}"),
     "an issue of a run with the lowest number of all": InDatabase(
-        "INSERT INTO sync_issue (run_id, target_id, verdict, message) VALUES (-9223372036854775808, 1, 'failed', "
-        "'x')",
-        "run_id should be without rows of run -9223372036854775808"),
+        f"{INVENTED} VALUES ({LOWEST}, 1, 'failed', 'x')", f"run_id should be without rows of run {LOWEST}"),
     "a membership of nobody": InDatabase(
-        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds) SELECT 999, "
-        "run_id, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id = 1",
-        "target_membership should be without rows of target 999"),
+        copied("target_membership", target_id=999), "target_membership should be without rows of target 999"),
     "a hold of nobody": InDatabase(
-        "INSERT INTO hold_event (target_id, run_id, kind, at, flow_ids, doubted, data_hash) SELECT 999, run_id, "
-        "kind, at, flow_ids, doubted, data_hash FROM hold_event WHERE id = 1",
-        "hold_event should be without rows of target 999"),
+        copied("hold_event", target_id=999), "hold_event should be without rows of target 999"),
     "a span with an observation more": InDatabase(
         f"UPDATE observation SET observations = observations + 1 {OPEN_SPAN}",
-        "observation.observations should be 2, by the runs that asked", "observation.observations from"),
+        "observation.observations should be 2, by the runs that asked", "observation.observations from",
+        "observation"),
     "a span with an observation less": InDatabase(
         f"UPDATE observation SET observations = observations - 1 {OPEN_SPAN}",
-        "observation.observations should be 2, by the runs that asked", "observation: 1 observations from"),
+        "observation.observations should be 2, by the runs that asked", "observation: 1 observations from",
+        "observation"),
+    "a span that is over with an observation more": InDatabase(
+        "UPDATE observation SET observations = observations + 1 WHERE version = 1 AND target_id = 2",
+        "o1/u001, version 2: change_set.hash", "o1/u001, version 2: change_set.hash"),
     "a span that begins earlier": InDatabase(
         f"UPDATE observation SET first_at = (SELECT finished_at FROM sync_run WHERE id = 14) {OPEN_SPAN}",
         "observation.first_at should be in the time of a run that observed the target",
-        "o1/u000, version 3: observation"),
+        "o1/u000, version 3: observation", "observation"),
     "a span that ends later": InDatabase(
-        f"UPDATE observation SET last_at = '2027-01-31 00:00:00.000000' {OPEN_SPAN}",
+        f"UPDATE observation SET last_at = {LATE} {OPEN_SPAN}",
         "observation.last_at should be in the time of a run that observed the target",
-        "o1/u000, version 3: observation"),
+        "o1/u000, version 3: observation", "observation"),
     "a span cut short": InDatabase(
         f"UPDATE observation SET last_at = first_at {OPEN_SPAN}",
-        "observation.observations should be 1, by the runs", "observation: 2 observations from"),
+        "observation.observations should be 1, by the runs", "observation: 2 observations from", "observation"),
+    "a span of a version that is not there": InDatabase(
+        copied("observation", "version = 1", version=9), "observation.version should be one of the versions 1 to 3"),
+    "a span before the first version": InDatabase(
+        copied("observation", "version = 1", version=0),
+        "observation.version should be one of the versions 1 to 3",
+        "o1/u000, version 0: observation: rows of a version that is not there"),
     "a failure invented in a span": InDatabase(
-        "INSERT INTO sync_issue (run_id, target_id, verdict, message) SELECT max(sync_run.id), target.id, 'failed',"
-        " 'x' FROM sync_run, target WHERE user_id = 'u000'",
+        f"""{INVENTED}
+        SELECT max(sync_run.id), target.id, 'failed', 'x' FROM sync_run, target WHERE user_id = 'u000'""",
         "observation.observations should be 1, by the runs that asked", "observation.observations from"),
+    "a fence set back": InDatabase("UPDATE target SET fence = 2 WHERE id = 1", "target.fence should be at least 3"),
+    "a cycle altered in a list": InDatabase(
+        "UPDATE workflow SET cycle = 'M' WHERE target_id = 2", "workflow.cycle of '1' should be 'D', but is 'M'"),
+    "a held workflow under another number": InDatabase(
+        f"UPDATE workflow SET flow_id = '99' {FLOW_3}", "workflow should be without flow_id '99'"),
+    "missing workflows where nothing is held": InDatabase(
+        f"UPDATE workflow SET missing_since = {LATE} WHERE target_id = 1",
+        "workflow.missing_since should be null, since nothing of its target is held"),
+    "a workflow missing for longer": InDatabase(
+        f"UPDATE workflow SET missing_since = {EARLY} {FLOW_3}", "workflow.missing_since of '3' should be after"),
+    "a workflow not missing": InDatabase(
+        f"UPDATE workflow SET missing_since = NULL {FLOW_3}", "workflow.missing_since should be 4, but is 3"),
+    "a hold of nothing": InDatabase(
+        f"UPDATE target SET held_since = {LATE}, observation_id = NULL WHERE id = 1",
+        "target.held_since should be null, since nothing of it is held"),
+    "a hold that begins later": InDatabase(
+        f"UPDATE target SET held_since = {LATE} WHERE id = 4", "target.held_since should be not after"),
+    "a hold that begins earlier": InDatabase(
+        f"UPDATE target SET held_since = {EARLY} WHERE id = 4", "target.held_since should be after"),
+    "a held answer that is the list": InDatabase(
+        "UPDATE target SET answer_digest = state_digest WHERE id = 4", "target.answer_digest should be a digest other"),
+    "an event that is more than proven": InDatabase(
+        "UPDATE org_event SET proven_for_all = 2 WHERE proven_for_all = 1",
+        "org_event.proven_for_all should be 0, 1 or null"),
+    "a disappearance deleted": InDatabase(
+        "DELETE FROM org_event WHERE kind = 'disappeared'",
+        "run 15 (seal 15): run_seal.events_digest", "run 15 (seal 15): events_digest",
+        story="was lost by u000, but there is no event and nothing waits"),
+    "a disappearance that is a loss of access": InDatabase(
+        "UPDATE org_event SET kind = 'access_lost', user_id = 'u001' WHERE kind = 'disappeared'",
+        "run 15 (seal 15): run_seal.events_digest", "run 15 (seal 15): events_digest", story="but there is no event"),
+    "a return before the first appearance": InDatabase(
+        "UPDATE org_event SET kind = 'reappeared' WHERE kind = 'appeared'",
+        "run 3 (seal 3): run_seal.events_digest", "run 3 (seal 3): events_digest", story="reappeared after it None"),
+    "an appearance with another cycle": InDatabase(
+        "UPDATE org_event SET new_cycle = 'H' WHERE kind = 'appeared'",
+        "run 3 (seal 3): run_seal.events_digest", "run 3 (seal 3): events_digest",
+        story="no answer of that time shows it"),
+    "events that take no time": InDatabase(
+        "UPDATE org_event SET last_unchanged_at = observed_at",
+        "run 3 (seal 3): run_seal.events_digest", "run 3 (seal 3): events_digest", story="ends before it begins"),
+    "a workflow of the organisation with fewer users": InDatabase(
+        "UPDATE org_flow SET users = 1 WHERE flow_id = '2'", "", story="has 1 users, and 3 list it"),
+    "a workflow of the organisation with another cycle": InDatabase(
+        "UPDATE org_flow SET cycle = 'H' WHERE flow_id = '2'", "",
+        story="is ('name 2', 'D') to everybody, and ('name 2', 'H')"),
+    "a workflow of the organisation deleted": InDatabase(
+        "DELETE FROM org_flow WHERE flow_id = '2'", "", story="is listed, and no step has judged it"),
+    "versions that no step has judged": InDatabase(
+        "UPDATE target SET projected_version = 1", "", story="has versions that no step has judged"),
 }  # fmt: skip

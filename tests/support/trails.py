@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
+import msgspec
+import pytest
 from sqlalchemy import Engine, text
 
-from etl import sync
+from etl import signing, sync
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.errors import Refused
 from etl.signing.timestamps import TimeStamp
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
-from etl.verify import verify
+from etl.verify import heads, seal_lines, verify
+from tests.support import checker, story_checker
+from tests.support.authority import Authority, served
 from tests.support.builders import flow, numbered
+from tests.support.databases import Fill
 from tests.support.questions import Runs, Upstream, now, users
 
 ANN, BEN, CAT, DAN = users(4)
@@ -98,3 +105,41 @@ def change(engine: Engine, statement: str, **values: Any) -> None:
 
 def findings(engine: Engine) -> list[str]:
     return [str(finding) for finding in verify(engine)]
+
+
+def contradictions(engine: Engine) -> list[str]:
+    """What the checker of stories finds."""
+    url = engine.url.render_as_string(hide_password=False)
+    return story_checker.check(checker.tables_of(url), settled=True)
+
+
+class Kept(NamedTuple):
+    """What was kept elsewhere of a trail."""
+
+    seals: Path
+    heads: list[bytes]
+
+
+@pytest.fixture
+def lived(fill: Fill, tmp_path: Path) -> Kept:
+    """A trail with everything in it is there: its last seal is stamped, and answers are kept."""
+    seals, heads = fill("lived", _live_and_keep)
+    (tmp_path / "kept.jsonl").write_bytes(b"".join(line + b"\n" for line in seals))
+    return Kept(tmp_path / "kept.jsonl", heads)
+
+
+def _live_and_keep(engine: Engine, url: str) -> tuple[list[bytes], list[bytes]]:
+    house = House(engine)
+    house.keeps_answers = True
+    live(house)
+    house.upstream.lists[ANN] = [*numbered(1, 5), flow(9)]
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.upstream.says = lambda target, n: Refused("no", code="62101")
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.upstream.says = lambda target, n: house.upstream.lists[target]
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.upstream.lists[DAN] = numbered(1, 2)
+    house.serve({"plants": [ANN, BEN, DAN]})
+    with TemporaryDirectory() as folder, served(Authority(Path(folder) / "tsa").answer) as url:
+        house.stamp_last_seal(signing.timestamps_by(url))
+    return [*map(msgspec.json.encode, seal_lines(engine))], [*map(msgspec.json.encode, heads(engine, now()))]
