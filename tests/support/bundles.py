@@ -108,7 +108,7 @@ class Story:
             scope = {"targets": [list(target) for target in answers]}
         scope["membership_id"] = len(self.rows["memberships"])
         self.now += MINUTE
-        run: Row = {"id": number, "schedule": schedule, "origin": origin, "scheduled_for": None, "missed": 0}
+        run: Row = {"id": number, "schedule": schedule, "origin": origin, "scheduled_for": None, "missed_slots": 0}
         run |= {"started_at": started_at, "finished_at": self.now, "scope": scope, "opened": "whole"}
         self.rows["runs"].append(run | self._sums(number, len(answers), aborted))
         self.rows["seals"].append({"id": number, "format": 1, "run_id": number, "sealed_at": self.now})
@@ -285,7 +285,7 @@ def seal_from(rows: Rows, number: int, sign: Sign | None) -> None:
 def reseal(rows: Rows, row: Row, run: Row, sign: Sign | None) -> None:
     """Recompute a seal from its row and its run."""
     digests = seal.Digests(**{n: row[f"{n}_digest"] for n in ("targets", "change_sets", "issues", "events")})
-    names = ("schedule", "origin", "scheduled_for", "missed", "status", "started_at", "finished_at")
+    names = ("schedule", "origin", "scheduled_for", "missed_slots", "status", "started_at", "finished_at")
     sealed = seal.SealedRun(run_id=run["id"], sums=[run[n] for n in seal.SUMS], **{name: run[name] for name in names})
     trail_id = trail_of(rows, row["id"])["trail_id"]
     row["parent"] = parent_of(rows, row["id"])
