@@ -47,7 +47,7 @@ FILES = {
     "trails": "trail_id:text created_at:time first_seal:int",
     "seals": "id:int format:int run_id:int parent:hash seal:hash sealed_at:time targets_digest:hash "
     "change_sets_digest:hash issues_digest:hash events_digest:hash signature:text? key_id:hash?",
-    "runs": "id:int schedule:text? origin:text scheduled_for:time? missed:int status:text started_at:time "
+    "runs": "id:int schedule:text? origin:text scheduled_for:time? missed_slots:int status:text started_at:time "
     "finished_at:time scope:object opened:text " + " ".join(name + ":int" for name in SUMS),
     "hashes": "run_id:int hashes:texts",
     "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time coverage_gap_seconds:int?",
@@ -102,8 +102,8 @@ SAID = {
     "answers": "Proven: answers: to {answered} of {asked} requests; {changed} with changes, {unchanged} without, "
     "{held} held.",
     "failures": "Proven: failures: {failed} requests without a valid answer, {stale} whose answer came too late.",
-    "silences": "Proven: silences: {missed} times a run was due and did not come, {unknown} requests of runs that were "
-    "cut short have no result.",
+    "silences": "Proven: silences: {missed_slots} times a run was due and did not come, {unknown} requests of runs "
+    "that were cut short have no result.",
     "changes": "Proven: changes: {versions} versions of lists, with {added} workflows added, {removed} removed, "
     "{cycle_changed} cycles changed, {renamed} renamed, {editable_changed} made editable or not.",
     "holds": "Proven: holds: {held} removals and changes began to wait for a person, {back} came back, {approved} were "
@@ -508,7 +508,7 @@ class Trail:
 
     def _computed(self, seal: Row, row: Row) -> str:
         content = ["seal/1", self.trail_of(seal["id"])["trail_id"], seal["id"]]
-        content += [row[name] for name in ("id", "schedule", "origin", "scheduled_for", "missed", "status")]
+        content += [row[name] for name in ("id", "schedule", "origin", "scheduled_for", "missed_slots", "status")]
         content += [row["started_at"], row["finished_at"], [row[name] for name in SUMS]]
         content += [seal[name + "_digest"] for name in ("targets", "change_sets", "issues", "events")]
         return linked(seal["parent"], [*content, seal["sealed_at"]])
@@ -1094,7 +1094,7 @@ class Check:
         """What the sums in the seals of the opened runs say."""
         total: "Counter[str]" = Counter(run.row["status"] for run in opened)
         yield said("runs", **{status: total[status] for status in ("succeeded", "partial", "failed", "aborted")})
-        sums = {name: sum(run.row[name] for run in opened) for name in ("missed", *SUMS)}
+        sums = {name: sum(run.row[name] for run in opened) for name in ("missed_slots", *SUMS)}
         answered = sums["changed"] + sums["unchanged"] + sums["held"]
         yield said("answers", answered=answered, asked=sums["targets"], **sums)
         yield said("failures", **sums)

@@ -20,7 +20,7 @@ from etl.cli import CommandGroup, console
 from etl.cli.lists import require_names
 from etl.cli.options import SHOWN, Options, shared
 from etl.cli.run import show_report
-from etl.domain.holds import Approval, code, described, fits, is_code, scope_of_all, shown_set
+from etl.domain.approvals import Approval, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.report.listings import HELD_WORKFLOWS, held_sets

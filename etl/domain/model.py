@@ -183,7 +183,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     target_id: int = 0
     """0: not in the database (yet)."""
     version: int = 0
-    fence: int = 0
+    number: int = 0
+    """``target.fence``, which every version, hold and retirement raises."""
     observation_id: int | None = None
     """The open span, if one is open."""
     answer_digest: str | None = None

@@ -37,7 +37,7 @@ class SealedRun(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None
     origin: str
     scheduled_for: dt.datetime | None
-    missed: int
+    missed_slots: int
     status: str
     started_at: dt.datetime
     finished_at: dt.datetime

@@ -6,10 +6,10 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
+from etl.domain.approvals import Approval, held_set
 from etl.domain.chain import GENESIS, change_set_hash, state_digest
 from etl.domain.diff import baseline, diff
 from etl.domain.guard import Decision
-from etl.domain.holds import Approval, held_set
 from etl.domain.model import Change, ChangeSet, Fence, Flow, Issue, Outcome, Snapshot, Span, State
 
 RESOLUTION: Final = dt.timedelta(microseconds=1)

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 
 from etl.database import reading
-from etl.domain.holds import HeldSet, shown_set
+from etl.domain.approvals import HeldSet, shown_set
 from etl.domain.kinds import CHANGE_KINDS, EVENT_KINDS
 from etl.domain.model import Target, cycle_code
 from etl.report.names import WHOLE, contains, id_contains

@@ -223,7 +223,7 @@ class SyncRun(NamedTuple):
     schedule: str | None
     origin: str
     scheduled_for: dt.datetime | None
-    missed: int
+    missed_slots: int
     status: str
     started_at: dt.datetime
     heartbeat_at: dt.datetime
@@ -247,7 +247,7 @@ class SyncRun(NamedTuple):
 
 
 RUN_COUNTS: Final = {"targets": "Targets", "changed": "Changed", "unchanged": "Unchanged", "held": "Held",
-                     "failed": "Failed", "stale": "Stale", "missed": "Slots missed before"}  # fmt: skip
+                     "failed": "Failed", "stale": "Stale", "missed_slots": "Slots missed before"}  # fmt: skip
 """The counts of a run that tables show, in order, with the page's headings."""
 
 

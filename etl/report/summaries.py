@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, or_, select, text
 
-from etl.domain.holds import code, shown_set
+from etl.domain.approvals import code, shown_set
 from etl.domain.model import CYCLE_LABELS, Target
 from etl.report.listings import IS_HELD, WORKFLOWS, latest_reason
 from etl.report.names import WHOLE, with_ids

@@ -13,7 +13,7 @@ named AS (
                           ORDER BY id DESC LIMIT 10) AS ran
 ),
 about AS MATERIALIZED (
-    SELECT id AS run_id, started_at, schedule, missed, coalesce(finished_at, heartbeat_at) AS ended_at
+    SELECT id AS run_id, started_at, schedule, missed_slots, coalesce(finished_at, heartbeat_at) AS ended_at
     FROM sync_run
     WHERE started_at <= :until AND origin <> 'approval'
       AND (schedule IN (SELECT schedule FROM sync_run WHERE id IN (SELECT run_id FROM named))

@@ -148,7 +148,7 @@ class ScheduleRuns:
             gaps={schedule.name: schedule.coverage_gap or self.coverage_gap},
             schedule=schedule.name,
             scheduled_for=due.free,
-            missed=self._missed(schedule, due.before or due.served, slot),
+            missed_slots=self._missed(schedule, due.before or due.served, slot),
         )
         self.started(schedule)
         with binding(schedule=schedule.name):

@@ -140,7 +140,7 @@ def _insert_change_sets(
 
 _CHANGE_SET: Final = (
     "target_id", "version", "run_id", "kind", "observed_at", "last_unchanged_at",
-    "asked_at", "previous_at", "held_asked_at", "held_at", "flow_count", "state_digest",
+    "asked_at", "last_arrived_at", "held_asked_at", "held_at", "flow_count", "state_digest",
     *CHANGE_KINDS, "approved_by", "approved_scope", "data_hash", "format", "parent_hash", "hash",
 )  # fmt: skip
 
@@ -170,9 +170,9 @@ def _change_set_row(run_id: int, outcome: Outcome, made: ChangeSet) -> tuple[Any
 def _answers(outcome: Outcome) -> tuple[dt.datetime | None, ...]:
     """When the answer was requested, when the one before had arrived, and a later one, if something of it was held."""
     fence = outcome.fence
-    previous_at = fence.span.last_at if fence.span else None
-    was_held = fence.held_at is not None and (previous_at is None or fence.held_at > previous_at)
-    return (outcome.asked_at, previous_at, *((fence.held_asked_at, fence.held_at) if was_held else (None, None)))
+    last_arrived_at = fence.span.last_at if fence.span else None
+    was_held = fence.held_at is not None and (last_arrived_at is None or fence.held_at > last_arrived_at)
+    return (outcome.asked_at, last_arrived_at, *((fence.held_asked_at, fence.held_at) if was_held else (None, None)))
 
 
 def _latest_ids(connection: Connection, table: Table, outcomes: Iterable[Outcome]) -> dict[int, int]:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, case, func, select, text
 
-from etl.domain.holds import doubts_in
+from etl.domain.approvals import doubts_in
 from etl.domain.model import ATTRIBUTES, Fence, Flow, Span, State, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, observation, target
 from etl.store import membership, seals
@@ -55,7 +55,7 @@ _FENCES: Final = (
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
 )
-_PLAIN: Final = ("target_id", *_OF_TARGET, "head_hash", "head_observed_at", "latest_hold_at")
+_PLAIN: Final = ("target_id", "version", "number", *_OF_TARGET[2:], "head_hash", "head_observed_at", "latest_hold_at")
 _FENCES_OF: Final = {dialect: _FENCES.where(membership.is_given(dialect)) for dialect in ("postgresql", "sqlite")}
 
 

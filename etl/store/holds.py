@@ -6,8 +6,8 @@ from collections.abc import Iterable, Set
 from operator import itemgetter
 from typing import Any
 
+from etl.domain.approvals import as_text
 from etl.domain.chain import encode
-from etl.domain.holds import as_text
 from etl.domain.model import Doubt, Outcome
 
 

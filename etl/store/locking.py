@@ -83,7 +83,7 @@ def winners(
     if writing:
         seals.require_open(connection, run_id)
     now = _lock(connection, writing, quiet) if writing else {}
-    standing = [o for o in writing if now[o.fence.target_id].fence == o.fence.fence]
+    standing = [o for o in writing if now[o.fence.target_id].fence == o.fence.number]
     extending = [o for o in standing if o.extends and now[o.fence.target_id].observation_id == o.fence.observation_id]
     extended = extend_spans(connection, run_id, quiet + extending) if quiet or extending else set()
     if not writing and len(extended) < len(quiet):
@@ -112,7 +112,7 @@ def _check_unmoved(connection: Connection, quiet: Sequence[Outcome]) -> None:
     if not quiet:
         return
     now = connection.execute(_NOW, {"ids": [outcome.fence.target_id for outcome in quiet]})
-    unmoved = {(outcome.fence.target_id, outcome.fence.fence, outcome.fence.observation_id) for outcome in quiet}
+    unmoved = {(outcome.fence.target_id, outcome.fence.number, outcome.fence.observation_id) for outcome in quiet}
     if moved := {row.id for row in now if tuple(row) not in unmoved}:
         raise FenceConflict(moved)
 

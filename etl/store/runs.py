@@ -61,7 +61,7 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     targets: int
     schedule: str | None = None
     scheduled_for: dt.datetime | None = None
-    missed: int = 0
+    missed_slots: int = 0
     lists: membership.Lists = {}
     """All the targets of its schedules; empty for a run whose targets were given by name."""
     gaps: Mapping[str, dt.timedelta] = {}

@@ -192,7 +192,7 @@ class _Head(NamedTuple):
     sealed_at: dt.datetime
 
 
-_KNOWN: Final = ("schedule", "origin", "scheduled_for", "missed", "started_at", "finished_at")
+_KNOWN: Final = ("schedule", "origin", "scheduled_for", "missed_slots", "started_at", "finished_at")
 _RUN_COLUMNS: Final = [sync_run.c[name] for name in ("targets_digest", *_KNOWN, *seal.SUMS)]
 _HEAD: Final = select(*(trail.c[name] for name in _Head._fields)).order_by(trail.c.id.desc()).limit(1).with_for_update()
 

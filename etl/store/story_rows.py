@@ -65,7 +65,7 @@ FLOWS: Final = BulkValues(org_id="text", flow_id="text")
 _RUNS: Final = BulkValues(run_id="bigint", at="timestamptz")
 _TARGETS: Final = BulkValues(target_id="bigint")
 _LOST: Final = BulkValues(target_id="bigint", flow_id="text", version="int")
-_HELD: Final = BulkValues(target_id="bigint", version="int", previous_at="timestamptz")
+_HELD: Final = BulkValues(target_id="bigint", version="int", last_arrived_at="timestamptz")
 
 _TYPES: Final[Mapping[str, TypeEngine[Any]]] = {
     column.name: column.type
@@ -181,7 +181,7 @@ def _member(values: Sequence[Any]) -> Member:
 # ---------------------------------------------------------------------------------------------------- versions
 
 _VERSION: Final = (
-    "s.id, s.target_id, s.version, s.asked_at, s.observed_at, s.last_unchanged_at, s.previous_at, "
+    "s.id, s.target_id, s.version, s.asked_at, s.observed_at, s.last_unchanged_at, s.last_arrived_at, "
     "s.held_asked_at, s.held_at"
 )
 _CHANGE: Final = (
@@ -237,7 +237,7 @@ def _before_and_after(row: Sequence[Any]) -> tuple[Listed | None, Listed | None]
 
 
 def _version(row: Any, changes: ChangeRows, shown: dict[tuple[int, int], dict[str, Answer]]) -> Version:
-    believed = None if row.previous_at is None else Answer(row.last_unchanged_at, row.previous_at)
+    believed = None if row.last_arrived_at is None else Answer(row.last_unchanged_at, row.last_arrived_at)
     held = None if row.held_at is None else Answer(row.held_asked_at, row.held_at)
     return Version(
         change_set_id=row.id,
@@ -252,14 +252,14 @@ def _version(row: Any, changes: ChangeRows, shown: dict[tuple[int, int], dict[st
 
 _WHILE_HELD: Final = """{given}
     JOIN change_set s ON s.target_id = given.target_id AND s.version < given.version
-                      AND s.observed_at > given.previous_at
+                      AND s.observed_at > given.last_arrived_at
     JOIN workflow_change c ON c.change_set_id = s.id"""
 
 
 def _shown_while_held(connection: Connection, found: dict[int, list[Any]]) -> dict[tuple[int, int], dict[str, Answer]]:
     """By version after a hold: the workflows that changed while it lasted, each with the answer that changed it."""
     held = [
-        (row.target_id, row.version, row.previous_at)
+        (row.target_id, row.version, row.last_arrived_at)
         for rows in found.values()
         for row in rows
         if row.held_at is not None

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from etl.domain import guard, verdict
+from etl.domain.approvals import Approval, code, held_set
 from etl.domain.guard import WAITING_FLOWS, Decision, Limits, Sum
-from etl.domain.holds import Approval, code, held_set
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Malformed

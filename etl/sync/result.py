@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from etl.domain.holds import Approval
+from etl.domain.approvals import Approval
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict, latest_of
 from etl.sync.removals import BatchRemovals, SecondAnswers

@@ -41,7 +41,7 @@ class RunLogger:
             run_id=report.run_id,
             status=report.status,
             origin=new_run.origin,
-            missed=new_run.missed,
+            missed_slots=new_run.missed_slots,
             seconds=round(report.duration_seconds, 2),
             **{name: count for name, count in report.tally.sums().items() if count},
         )

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etl.domain.holds import Approval
+from etl.domain.approvals import Approval
 from etl.domain.model import Outcome, RunStatus, Target
 from etl.errors import ClusterError, DatabaseError, RunClosed
 from etl.log import binding, get_logger

@@ -124,7 +124,7 @@ class Chain:
     def _require_answers(self, row: ChangeSetRow, before: dt.datetime | None) -> None:
         """What no hash covers: when the answer was asked for, and when the one before it had arrived."""
         ended = self.latest.span.last_at if self.latest else None
-        require("change_set.previous_at", ended, row.previous_at, row.version)
+        require("change_set.last_arrived_at", ended, row.last_arrived_at, row.version)
         if row.asked_at > row.observed_at or (before is not None and row.asked_at <= before):
             between = Verbatim(f"after {before}, and not after {row.observed_at}")
             raise Broken("change_set.asked_at", between, row.asked_at, row.version)

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row
 
+from etl.domain.approvals import as_text
 from etl.domain.chain import approved_scope
-from etl.domain.holds import as_text
 from etl.domain.model import USUAL_COVERAGE_GAP, Doubt, Target
 from etl.schema import UtcTime
 from etl.verify.finding import Finding, shown

@@ -88,7 +88,7 @@ class ChangeSetRow(msgspec.Struct, frozen=True, gc=False):
     observed_at: dt.datetime
     last_unchanged_at: dt.datetime | None
     asked_at: dt.datetime
-    previous_at: dt.datetime | None
+    last_arrived_at: dt.datetime | None
     held_asked_at: dt.datetime | None
     held_at: dt.datetime | None
     flow_count: int
@@ -164,8 +164,8 @@ _TARGETS: Final = _of_targets(
 )
 _CHANGE_SETS: Final = _of_targets(
     change_set,
-    "version id kind observed_at last_unchanged_at asked_at previous_at held_asked_at held_at flow_count state_digest "
-    f"{' '.join(CHANGE_KINDS)} approved_by approved_scope data_hash format parent_hash hash",
+    "version id kind observed_at last_unchanged_at asked_at last_arrived_at held_asked_at held_at flow_count "
+    f"state_digest {' '.join(CHANGE_KINDS)} approved_by approved_scope data_hash format parent_hash hash",
     change_set.c.version,
 )
 _CHANGES: Final = (

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from etl.config.slots import quartz_in_words
-from etl.domain.holds import described
+from etl.domain.approvals import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError

@@ -247,7 +247,7 @@ def test_a_check_of_what_is_new_begins_at_the_last_verified_seal_and_after_a_fin
 
     sealed_run(engine)
     assert checked(0) == ("full", 1, 0)
-    alter = "UPDATE sync_run SET missed = :missed WHERE id = (SELECT run_id FROM run_seal WHERE id = 1)"
+    alter = "UPDATE sync_run SET missed_slots = :missed WHERE id = (SELECT run_id FROM run_seal WHERE id = 1)"
     with writing(engine) as connection:
         connection.execute(text(alter), {"missed": 9})
     assert sealed_run(engine) == 2

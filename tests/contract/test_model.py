@@ -24,8 +24,8 @@ from sqlalchemy import Engine, event
 
 from etl import sync
 from etl.database import connect, upgrade
+from etl.domain.approvals import Approval
 from etl.domain.guard import Limits
-from etl.domain.holds import Approval
 from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError, GatewayUnreachable, Interrupted, Malformed, Refused
 from etl.report.listings import held_sets

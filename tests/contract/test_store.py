@@ -58,7 +58,7 @@ def test_the_fence_of_an_unobserved_target_is_empty(diary):
     assert diary.store.fences([ALICE], register=False)[0].target_id == 0
     assert count(diary.engine, "target") == 0
     fence = diary.fence()
-    assert (fence.version, fence.fence, fence.span, fence.head_hash, fence.held) == (0, 0, None, None, False)
+    assert (fence.version, fence.number, fence.span, fence.head_hash, fence.held) == (0, 0, None, None, False)
     assert fence.target_id > 0
 
 

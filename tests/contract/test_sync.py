@@ -20,7 +20,7 @@ from sqlalchemy import Engine, event, make_url
 from etl import sync
 from etl.database import writing
 from etl.demo.world import World
-from etl.domain.holds import code, held_set
+from etl.domain.approvals import code, held_set
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import DatabaseUnreachable
 from etl.report.listings import held_sets

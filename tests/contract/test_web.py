@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 import etl.web
 from etl.database import connect, reading
-from etl.domain.holds import code
+from etl.domain.approvals import code
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError

@@ -89,7 +89,7 @@ BUGS = (
          '.as_string(connection)}, false"',
          "test_sessions"),
     _bug("the fence is not compared", "etl/store",
-         "[o for o in writing if now[o.fence.target_id].fence == o.fence.fence]",
+         "[o for o in writing if now[o.fence.target_id].fence == o.fence.number]",
          "list(writing)",
          "test_store", MODEL),
     _bug("a slower answer beats a newer unchanged one", "etl/store",

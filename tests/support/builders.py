@@ -16,10 +16,10 @@ from sqlalchemy import Engine, true, tuple_, update
 
 from etl.database import reading, writing
 from etl.domain import guard, verdict
+from etl.domain.approvals import Approval
 from etl.domain.chain import state_digest
 from etl.domain.diff import Flows
 from etl.domain.guard import Decision, Limits, Sum
-from etl.domain.holds import Approval
 from etl.domain.model import Change, Fence, Flow, Origin, Outcome, Snapshot, Span, Target
 from etl.errors import Refused
 from etl.schema import TARGET_KEY, target
@@ -111,7 +111,7 @@ def fence(listed: Iterable[Flow], seen: Span | None, *, is_open: bool = True, he
         target=ALICE,
         target_id=7,
         version=3,
-        fence=5,
+        number=5,
         observation_id=11 if seen and is_open and not held else None,
         answer_digest=digest,
         data_hash=digest[::-1],

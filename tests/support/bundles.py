@@ -109,7 +109,7 @@ class Story:
             scope = {"targets": [list(target) for target in answers]}
         scope["membership_id"] = len(self.rows["memberships"])
         self.now += MINUTE
-        run: Row = {"id": number, "schedule": schedule, "origin": origin, "scheduled_for": None, "missed": 0}
+        run: Row = {"id": number, "schedule": schedule, "origin": origin, "scheduled_for": None, "missed_slots": 0}
         run |= {"started_at": started_at, "finished_at": self.now, "scope": scope, "opened": "whole"}
         self.rows["runs"].append(run | self._sums(number, len(answers), aborted))
         self.rows["seals"].append({"id": number, "format": 1, "run_id": number, "sealed_at": self.now})
@@ -280,7 +280,7 @@ def seal_from(rows: Rows, number: int, sign: Sign | None) -> None:
     run = next(each for each in rows["runs"] if each["id"] == row["run_id"])
     digests = digests_of(rows, run)
     row |= {f"{name}_digest": getattr(digests, name) for name in ("targets", "change_sets", "issues", "events")}
-    names = ("schedule", "origin", "scheduled_for", "missed", "status", "started_at", "finished_at")
+    names = ("schedule", "origin", "scheduled_for", "missed_slots", "status", "started_at", "finished_at")
     sealed = seal.SealedRun(run_id=run["id"], sums=[run[n] for n in seal.SUMS], **{name: run[name] for name in names})
     trail_id = trail_of(rows, number)["trail_id"]
     row["parent"] = parent_of(rows, number)

@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy import Engine
 
 from etl.domain import guard, verdict
+from etl.domain.approvals import Approval
 from etl.domain.chain import state_digest
 from etl.domain.guard import Decision, Limits
-from etl.domain.holds import Approval
 from etl.domain.model import CYCLE_LABELS, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Refused
 from etl.report.rows import ListWorkflow, ListWorkflowAsOf, TargetAsOf

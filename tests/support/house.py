@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from etl import sync
 from etl.config import GatewaySettings, Secret
-from etl.domain.holds import Approval
+from etl.domain.approvals import Approval
 from etl.domain.model import Flow, Target
 from etl.gateway import Gateway
 from etl.store import NewRun, Store

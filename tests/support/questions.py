@@ -15,8 +15,8 @@ import msgspec
 from sqlalchemy import Engine, text
 
 from etl import sync
+from etl.domain.approvals import Approval
 from etl.domain.guard import Limits
-from etl.domain.holds import Approval
 from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store

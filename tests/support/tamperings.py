@@ -313,7 +313,7 @@ ALTERED: dict[str, tuple[str, Tamper]] = {
     "a_run_deleted": (r"seal 8: its run 8 is missing", run(8).drop),
     "two_seals_exchanged": (r"run 3 \(seal 2\): seal", Which("seals", nth=1).exchange("run_id", 2)),
     "an_aborted_run_called_succeeded": (r"run 9 \(seal 9\): seal", run(9).put(status="succeeded")),
-    "missed_slots_forgotten": (r"run 4 \(seal 4\): seal", run(4).put(missed=plus(3))),
+    "missed_slots_forgotten": (r"run 4 \(seal 4\): seal", run(4).put(missed_slots=plus(3))),
     "a_user_left_out_of_what_was_to_be_asked": (
         r"run 11 \(seal 11\): targets_digest|o2/cat, .*was not asked|o2/cat, version 1: run 11",
         run(11).put(scope=user("nobody")),

@@ -150,7 +150,7 @@ def _span(at: dt.datetime) -> Span:
 
 
 _CHANGE_SET = (
-    "id target_id version run_id kind observed_at last_unchanged_at asked_at previous_at flow_count state_digest "
+    "id target_id version run_id kind observed_at last_unchanged_at asked_at last_arrived_at flow_count state_digest "
     f"{' '.join(CHANGE_KINDS)} approved_by data_hash format parent_hash hash"
 )
 _SPAN = "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted"

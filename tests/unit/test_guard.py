@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.domain.approvals import FEWEST_DIGITS, Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.guard import (
     Decision,
     Limits,
@@ -22,7 +23,6 @@ from etl.domain.guard import (
     weigh_first,
     weigh_together,
 )
-from etl.domain.holds import FEWEST_DIGITS, Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Doubt, Flow, State, Target
 from tests.support.builders import START, STEADY, after

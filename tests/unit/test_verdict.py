@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.domain import verdict
+from etl.domain.approvals import Approval
 from etl.domain.chain import change_set_hash, state_digest
 from etl.domain.guard import Decision
-from etl.domain.holds import Approval
 from etl.domain.model import Fence, Span, State
 from tests.support.builders import (
     ALICE,
@@ -159,7 +159,7 @@ def test_the_first_observation_is_a_baseline_even_of_nothing(listed):
 
 
 def test_a_first_answer_after_failures_opens_a_span_that_is_not_called_interrupted():
-    outcome = verdict.decided(msgspec.structs.replace(NEW, fence=3), State({}), snapshot(TWENTY), Decision(), GAP)
+    outcome = verdict.decided(msgspec.structs.replace(NEW, number=3), State({}), snapshot(TWENTY), Decision(), GAP)
     assert not outcome.span.interrupted
 
 
