@@ -22,7 +22,9 @@ import msgspec
 
 from etl.domain.answers import Detail, zone_of
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
+from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
+from etl.gateway.connection import cut_short
 from etl.gateway.errors import Quote, code_error, malformed, place_of
 from etl.gateway.strict import field_problem, first_problem, half_character_in
 from etl.gateway.transport import Reply
@@ -99,7 +101,6 @@ _lists = msgspec.json.Decoder(list[_Item])
 _full_lists = msgspec.json.Decoder(list[_FullItem])
 _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 _details = msgspec.json.Decoder(_Detail)
-_timezones = msgspec.json.Decoder(_Timezone)
 
 
 class RawAnswer(NamedTuple):
@@ -164,12 +165,12 @@ def read_snapshot(
 def read_envelope(
     call: str, body: bytes, quote: Quote, api: Api = LATEST, successes: Container[int] = frozenset({0})
 ) -> Envelope:
-    """Raises by the error code, or Malformed if the body is not a JSON object with an integer ``code`` (``status`` in
-    version 2.0) and ``data``."""
+    """Raises by the error code, GatewayUnreachable if the body is cut short, or Malformed if it is not a JSON object
+    with an integer ``code`` (``status`` in version 2.0) and ``data``."""
     try:
         envelope = _envelopes.decode(body)
     except (ValueError, RecursionError) as error:
-        raise malformed(call, _what_it_is(body, error, quote)) from None
+        raise unreadable(call, body, error, quote) from None
     code = _code(envelope, api)
     if code is None:
         raise malformed(call, _bad_code(envelope, body, quote, api))
@@ -284,7 +285,7 @@ def read_timezone(answered: RawAnswer, api: Api) -> str:
     """The zone of EnOS's clock, as it says: "GMT+8". Raises by the error code, or Malformed."""
     envelope = read_envelope("Get Timezone", answered.reply.body, answered.quote, api)
     try:
-        said = _timezones.decode(envelope.data).timezone
+        said = msgspec.json.decode(envelope.data, type=_Timezone).timezone
     except (ValueError, RecursionError) as error:
         raise malformed("Get Timezone", place_of(error)) from None
     if zone_of(said) is None:
@@ -307,8 +308,15 @@ def quoted_message(raw: msgspec.Raw | None, quote: Quote) -> str:
     return quote(text) if text else ""
 
 
+def unreadable(call: str, body: bytes, error: Exception, quote: Quote) -> GatewayError:
+    """The error for a body that is no JSON object: it is cut short if its text ends too early, whatever length it was
+    given."""
+    problem = _what_it_is(body, error, quote)
+    return malformed(call, problem) if problem else cut_short("the JSON of the answer")
+
+
 def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
-    """Why the body is not a JSON object, in words that help a person."""
+    """Why the body is not a JSON object, in words that help a person; "" if it is the beginning of one."""
     text = body.strip()
     if not text:
         return "its body is empty"
@@ -323,7 +331,11 @@ def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
         return f"it is HTML or XML, not JSON: {quote(body)}"
     if b"\\u" in body and len(body) <= _EXPLAINED_BYTES and (half := half_character_in(body)):
         return half
-    return f"it is not JSON ({str(error).removeprefix('JSON is malformed: ').lower()}): {quote(body)}"
+    reason = str(error).removeprefix("JSON is malformed: ").lower()
+    in_a_number = reason.endswith(f"(byte {len(body)})") and not reason.startswith("trailing")
+    if text.startswith(b"{") and (in_a_number or reason == "input data was truncated"):
+        return ""
+    return f"it is not JSON ({reason}): {quote(body)}"
 
 
 def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> str:

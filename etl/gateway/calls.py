@@ -30,27 +30,19 @@ from etl.gateway.errors import Hidden
 class Api(NamedTuple):
     """One column of the table above."""
 
-    version: ApiVersion
     service: str
     search: str
     roster_path: str
     is_older: bool = False
 
-    @property
-    def flows(self) -> str:
-        """The path of the calls about workflows."""
-        return f"{self.service}/flows"
-
 
 APIS: Final[Mapping[ApiVersion, Api]] = {
     "v2.1": Api(
-        "v2.1",
         service="/batch-processing-service/v2.1",
         search="expression",
         roster_path="/app-portal-service/v2.2/user/organization/roster",
     ),
     "v2.0": Api(
-        "v2.0",
         service="/dataflow-batch-service/v2.0",
         search="searchValue",
         roster_path="/app-portal-service/v2.0/user/organization/roster",
@@ -109,13 +101,13 @@ def my_flows(api: Api, target: Target) -> Request:
     asked = {"action": "getMyFlow", "orgId": target.org_id, "userId": target.user_id}
     if target.expression:
         asked[api.search] = target.expression
-    return Request("flows", "GET", api.flows, dict(sorted(asked.items())), target[:2])
+    return Request("flows", "GET", f"{api.service}/flows", dict(sorted(asked.items())), target[:2])
 
 
 def flow(api: Api, org_id: str, flow_id: str, user_id: str) -> Request:
     """*Get Flow*, as a user who sees it."""
     asked = {"action": "get", "flowId": flow_id, "orgId": org_id, "userId": user_id}
-    return Request("details", "GET", api.flows, asked, (org_id, flow_id))
+    return Request("details", "GET", f"{api.service}/flows", asked, (org_id, flow_id))
 
 
 def timezone(api: Api) -> Request:

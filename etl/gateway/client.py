@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
@@ -118,34 +120,18 @@ class Gateway:
         those of an answer ``before``, they are not decoded again. Raises GatewayError (its ``attempts`` says how often
         the target was tried), or Interrupted.
         """
-
-        def read(answered: RawAnswer) -> Snapshot:
-            return read_snapshot(target, answered, known_data_hash, before, self._api)
-
-        request = calls.my_flows(self._api, target)
-        with self._watchdog.watch(self._deadline_seconds) as deadline:
-            return self._repeater.until_answered(
-                Pending(request, read, deadline, own_connection=own_connection), self._send
-            )
+        read = partial(read_snapshot, target, known_data_hash=known_data_hash, before=before, api=self._api)
+        return self._asked(calls.my_flows(self._api, target), read, own=own_connection)
 
     def detail(self, org_id: str, flow_id: str, user_id: str, within_seconds: float) -> Detail:
         """What EnOS says about a workflow, asked as a user who sees it, within this time and ``deadline``. Raises
         GatewayError, or Interrupted."""
-
-        def read(answered: RawAnswer) -> Detail:
-            return read_detail(org_id, flow_id, answered, self._api)
-
-        request = calls.flow(self._api, org_id, flow_id, user_id)
-        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
-            return self._repeater.until_answered(Pending(request, read, deadline), self._send)
+        read = partial(read_detail, org_id, flow_id, api=self._api)
+        return self._asked(calls.flow(self._api, org_id, flow_id, user_id), read, within_seconds)
 
     def timezone(self, within_seconds: float) -> str:
         """The zone of EnOS's clock, as it says, such as "GMT+8". Raises GatewayError, or Interrupted."""
-        request = calls.timezone(self._api)
-        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
-            return self._repeater.until_answered(
-                Pending(request, lambda answered: read_timezone(answered, self._api), deadline), self._send
-            )
+        return self._asked(calls.timezone(self._api), partial(read_timezone, api=self._api), within_seconds)
 
     def roster(self, org_id: str) -> frozenset[str]:
         """The ids of all users of an organisation, within ``deadline`` for all pages. Raises GatewayError, or
@@ -154,9 +140,8 @@ class Gateway:
 
             def page(number: int) -> rosters.Page:
                 request = calls.roster_page(self._api, org_id, number)
-                return self._repeater.until_answered(
-                    Pending(request, rosters.read_page, deadline, own_connection=True), self._send
-                )
+                pending = Pending(request, rosters.read_page, deadline, own_connection=True)
+                return self._repeater.until_answered(pending, self._send)
 
             return rosters.collected(page)
 
@@ -169,6 +154,12 @@ class Gateway:
             left = self._tokens.current(deadline).expires_at - time.monotonic()
         skew = f", clocks apart by {abs(self.clock_skew.total_seconds()):.0f} s" if self.clock_skew is not None else ""
         return f"valid for another {left:.0f} s{skew}"
+
+    def _asked(
+        self, request: Request, read: Callable[[RawAnswer], T], within_seconds: float = math.inf, *, own: bool = False
+    ) -> T:
+        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
+            return self._repeater.until_answered(Pending(request, read, deadline, own), self._send)
 
     def _send(self, pending: Pending[T], token: Token | None) -> T:
         self._pace.wait_for_turn(pending.deadline)

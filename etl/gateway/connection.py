@@ -233,15 +233,13 @@ FOREIGN: Final = (OSError, h11.ProtocolError, ValueError)
 """Sockets, ssl and requests; the bytes of an answer; host names."""
 
 _NOT_REACHED: Final = "check [gateway] url and the network"
-_SECURE: Final = "no secure connection ({reason}): check that [gateway] url leads to a TLS 1.2 or 1.3 server"
 _MEANINGS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
     (
         ssl.SSLCertVerificationError,
         CERTIFICATE,
         "the gateway's certificate is refused ({reason}): check [gateway] url and ca_bundle",
     ),
-    (ssl.SSLError, "tls", _SECURE),
-    (exceptions.SSLError, "tls", _SECURE),
+    (ssl.SSLError, "tls", "no secure connection ({reason}): check that [gateway] url leads to a TLS 1.2 or 1.3 server"),
     (exceptions.ProxyError, "proxy", "the proxy does not connect ({reason}): check [gateway] proxy"),
     (socket.gaierror, "dns", "the gateway's name is not found ({reason}): check [gateway] url and the name service"),
     (exceptions.ConnectTimeout, "timeout", "no connection within {seconds}: " + _NOT_REACHED),

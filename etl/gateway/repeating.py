@@ -6,14 +6,15 @@ For example, EnOS answers 200 with half a body, over TLS or not:
 |---|---|---|
 | ends before its length, last chunk or end of its gzip stream | truncated | within the deadline, after a pause |
 | has none of these, and no byte | truncated | the same |
+| ends before its JSON does: it has no length, or a proxy's (``answer``) | truncated | the same |
 | breaks off by a reset, or has a chunk without a length | connection, protocol | the same |
 | stops coming | timeout, deadline | the same, until the deadline |
-| is followed by bytes of no request | desync | first at once, over a connection of its own |
-| has a damaged gzip stream, or is no JSON | malformed | only at once, over a connection of its own |
+| is followed by bytes of no request | desync | first at once, over a connection of its own; then the same |
+| is another text than JSON, an empty one, or damaged gzip | malformed | only at once, over a connection of its own |
 
 In all rows but the last nothing was answered (GatewayUnreachable): many such targets in a row mean that the gateway is
-down, and a target that EnOS refused before stays refused. What is malformed is an answer that says something wrong.
-A request that came over a connection of its own is not repeated at once: nobody else's answer can have been meant.
+down, and a target that EnOS refused before stays refused. The last (Malformed) is an answer that says something wrong.
+What came over a connection of its own is not repeated at once: it cannot have been meant for another request.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ T = TypeVar("T")
 RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
 _SAID_EVERY_SECONDS: Final = 60.0
 """How often the log says that requests are tried again."""
+_STAYS: Final = (CERTIFICATE, "deadline")
+"""A bad certificate stays bad, and a deadline that has passed stays passed."""
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ class Repeater:
                     return self._attempt(pending, send)
                 except TransientGatewayError as error:
                     pause = pause_seconds(error, retries)
-                    if not _may_pass(error) or pause >= pending.deadline.remaining():
+                    if error.code in _STAYS or pause >= pending.deadline.remaining():
                         raise
                     self._say(error, pending)
                 pending.deadline.pause(pause)
@@ -122,11 +125,6 @@ class Repeater:
             message=error.message,
             remedy=f"it is tried again until its deadline, in {left:.0f} s; so are others",
         )
-
-
-def _may_pass(error: TransientGatewayError) -> bool:
-    """Whether it may pass in time; a bad certificate stays bad, and a deadline that has passed stays passed."""
-    return error.code not in (CERTIFICATE, "deadline")
 
 
 def pause_seconds(error: TransientGatewayError, retries: int) -> float:

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from etl.errors import GatewayError
-from etl.gateway.answer import as_integer, quoted_message
+from etl.gateway.answer import as_integer, quoted_message, unreadable
 from etl.gateway.deadline import Deadline
 from etl.gateway.errors import Hidden, Quote, code_error, malformed
 
@@ -38,7 +38,8 @@ _LOOK_SECONDS: Final = 0.25
 """How soon a thread that waits for another token sees that one has come."""
 
 
-_malformed = partial(malformed, "Get Access Token")
+_CALL: Final = "Get Access Token"
+_malformed = partial(malformed, _CALL)
 
 
 class Issued(NamedTuple):
@@ -79,8 +80,10 @@ def _fields(raw: bytes | msgspec.Raw, place: str, quote: Quote) -> dict[str, msg
         raise _malformed(f"{place} is missing or empty")
     try:
         return msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except (ValueError, RecursionError):
+    except msgspec.ValidationError:
         raise _malformed(f"{place} is not a JSON object: {quote(bytes(raw))}") from None
+    except (ValueError, RecursionError) as error:
+        raise unreadable(_CALL, bytes(raw), error, quote) from None
 
 
 def _access_token(raw: msgspec.Raw | None) -> Hidden:

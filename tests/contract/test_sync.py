@@ -265,6 +265,21 @@ def test_a_target_that_fails_keeps_its_state_and_touches_no_other(make, name):
     house.check(every_answer=True)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_half_a_list_leaves_a_refused_target_refused(house):
+    """Also where only its text shows that it is half a list: that says nothing about the target."""
+    house.fault("code", ALICE, code=62101, times=None)
+    house.sync(ALICE, failed=1)
+    house.upstream.clear_faults()
+    house.hurry(0.3)
+    house.fault("raw", ALICE, body=DOUBTFUL[:-9], times=None)
+    [issue] = house.sync(ALICE, failed=1).tally.issues
+    assert issue.issue.error_code in ("truncated", "deadline")
+    assert house.rows("SELECT last_error_code, consecutive_failures FROM target ORDER BY user_id LIMIT 1") == [
+        ("62101", 2)
+    ]
+
+
 def test_a_target_that_the_database_refuses_fails_alone(house):
     refuse(house.engine, "bad")
     house.see(ALICE, [flow("bad"), *numbered(1, 40)])

@@ -370,6 +370,22 @@ def test_a_broken_answer_is_named_and_tried_again(step: Step, expected: str) -> 
     assert error.gateway_down_evidence
 
 
+@pytest.mark.parametrize(
+    "step", [then(endless(LONG[:-20]), "close"), http(LONG[:-20]), chunked(LONG[:-20])], ids=["none", "one", "chunks"]
+)
+def test_a_list_whose_text_is_cut_got_no_answer_whatever_length_a_proxy_gave_it(step: Step) -> None:
+    with Hostile(step, answer()) as server, gateway(server) as client:
+        assert client.fetch(TARGET).attempts == 2
+    told: list[str | None] = []
+    with (
+        Hostile(step, http("", 503, Retry_After="9999")) as server,
+        Gateway(settings_for(server.url), exchanged=lambda exchange: told.append(exchange.error_code)) as client,
+        pytest.raises(GatewayUnreachable),
+    ):
+        client.fetch(TARGET)
+    assert told == ["truncated", "http_503"]
+
+
 def test_an_answer_cut_at_any_byte_never_passes_for_a_whole_one() -> None:
     whole = answer({"flowId": "1"}, {"flowId": "2"})
     cuts = list(range(0, len(whole), 11))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from etl.config import ApiVersion
 from etl.domain.model import Flow
-from etl.errors import GatewayError, Malformed, Refused, TransientGatewayError
+from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused, TransientGatewayError
 from etl.gateway import reread_strictly
 from etl.gateway.answer import read_envelope, read_flows
 from etl.gateway.calls import APIS
@@ -44,8 +44,9 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     ("a list", b"[]", "array"),
     ("a number", b"0", "int"),
     ("a string", b'"OK"', "str"),
-    ("cut in an item", listing(ITEM)[:-5], "not JSON"),
-    ("cut before the end", listing(ITEM)[:-1], "not JSON"),
+    ("a part of another value", b'"cut', "not JSON"),
+    ("a bracket of another kind", listing(ITEM)[:-2] + b"}", "not JSON"),
+    ("half a character at its end", b'{"code":0,"data":[],"x":"\\ud800"}', "lone surrogate"),
     ("something after the end", listing(ITEM) + b"x", "not JSON"),
     ("two answers", listing(ITEM) * 2, "not JSON"),
     ("a trailing comma", b'{"code":0,"data":[],}', "not JSON"),
@@ -282,10 +283,14 @@ def test_a_damaged_answer_is_refused_or_read_alike_by_both(data: st.DataObject) 
     assert "two JSON readers" not in outcome(bytes(body))
 
 
-@pytest.mark.parametrize("cut", range(len(listing(item(flowName="név", cycle="D")))))
-def test_an_answer_cut_anywhere_is_malformed(cut: int) -> None:
-    with pytest.raises(Malformed):
-        read(listing(item(flowName="név", cycle="D"))[:cut])
+WHOLE = '{"code": 0, "x": [-1.5e+3, true, null], "y": "\\ud83d\\ude00 é", "data": [{"flowId": "1"}]}'.encode()
+
+
+@pytest.mark.parametrize("cut", range(1, len(WHOLE)))
+def test_an_answer_whose_text_ends_too_early_is_cut_short_wherever_that_is(cut: int) -> None:
+    with pytest.raises(GatewayUnreachable) as caught:
+        read(WHOLE[:cut])
+    assert caught.value.code == "truncated"
 
 
 # Version 2.0, as in EnOS before 2.1.2, and EnOS Edge

@@ -264,11 +264,18 @@ def test_a_usable_token_is_a_success_however_its_status_is_spelt(body: object) -
     assert read_token(json.dumps(body).encode(), Secret("s"), str).value == "t"  # type: ignore[arg-type]
 
 
+def test_a_token_whose_answer_is_cut_is_asked_for_again() -> None:
+    cut = issued().partition(b"\r\n\r\n")[2][:-5]
+    with Hostile(tokens=(http(cut), issued())) as server, gateway(server, auth="token") as client:
+        assert client.fetch(TARGET).attempts == 2
+    assert len(server.token_requests) == 2
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [
         ("", "missing or empty"),
-        ("<html>", "not a JSON object"),
+        ("<html>", "HTML"),
         ("[]", "not a JSON object"),
         ("null", "not a JSON object"),
         ("[" * 200_000, "not a JSON object"),
