@@ -9,10 +9,10 @@
 | 1b | it disappeared, and a silent user still lists it | ``reappeared``, not proven | ``Evidence._back_from_silence`` |
 | 2 | it existed before a user's previous request, and the user gains it | ``access_granted`` | ``_grants`` |
 | 2a | it may have come to others at the same moment | none: a late first sight | ``_grants`` |
-| 3 | users lost it, and every active user was without it at one moment | ``disappeared`` | ``_losses``, ``Absence`` |
+| 3 | users lost it, and every active user was without it at one moment | ``disappeared`` | ``_gone``, ``Absence`` |
 | 3a | nobody lists it but users who wait, before such a moment is known | both, not proven | ``_is_back`` |
 | 4 | a user lost it, and an answer lists it that was requested afterwards | ``access_lost`` | ``_lost_alone`` |
-| 5 | users lost it, and neither holds | none yet: they wait | ``_losses`` |
+| 5 | users lost it, and neither holds | none yet: they wait | ``_while_visible`` |
 | 6 | an answer has another name or cycle than the known one | ``renamed``, ``cycle_changed`` | ``_value_changes`` |
 | 6a | it repeats the user's last one, and somebody active shows the known one | none | ``_value_changes`` |
 

@@ -78,25 +78,34 @@ def _judge_round(evidence: Evidence) -> Judgement:
 
 
 def _while_visible(evidence: Evidence) -> Judgement:
-    """Rules 2 to 6: somebody lists it, or waits."""
+    """Rules 2 to 6: somebody lists it, or waits. Users of whose loss nothing is known yet wait (5)."""
     assert evidence.known is not None  # noqa: S101 - what somebody lists is known
-    lost = _losses(evidence)
-    if lost.absence is not None:
-        return _gone(evidence, evidence.known, lost, lost.absence)
+    lost = {**evidence.waiting, **_lost_now(evidence)}
+    absence = Absence(evidence, lost) if lost else None
+    if absence and evidence.context.heard and not absence.awaited:
+        alone = _lost_alone(evidence, lost, absence.at)
+        return _gone(evidence, evidence.known, absence, alone, proven=absence.is_proven())
+    if absence and _is_back(evidence):
+        return _gone(evidence, evidence.known, absence, (), proven=False)
+    alone = _lost_alone(evidence, lost) if lost else ()
+    waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
     since = min([evidence.known.since, *(entry.at for entry in evidence.entries)])
     changed, known = _attribute_events(evidence, msgspec.structs.replace(evidence.known, since=since))
-    events = [*_grants(evidence, since), *changed, *lost.alone]
-    return Judgement(evidence.flow_id, events, known, lost.waiting, lost.awaited)
+    events = [*_grants(evidence, since), *changed, *alone]
+    awaited = len(Absence(evidence, waiting).awaited) if waiting else 0
+    return Judgement(evidence.flow_id, events, known, waiting, awaited)
 
 
-def _gone(evidence: Evidence, known: KnownWorkflow, lost: _Losses, absence: Absence) -> Judgement:
+def _gone(
+    evidence: Evidence, known: KnownWorkflow, absence: Absence, alone: Iterable[Event], *, proven: bool
+) -> Judgement:
     """Rule 3, and rule 1 where the same answers list it again."""
-    interval = absence.interval(proven=lost.is_absence_proven)
-    ended = msgspec.structs.replace(known, gone_at=absence.since if interval.proven_for_all else interval.observed_at)
-    events = [*lost.alone, Event("disappeared", evidence.flow_id, *interval, old=known.listed)]
+    interval = absence.interval(proven=proven)
+    ended = msgspec.structs.replace(known, gone_at=absence.since if proven else interval.observed_at)
+    events = [*alone, Event("disappeared", evidence.flow_id, *interval, old=known.listed)]
     if not absence.back:
         return Judgement(evidence.flow_id, events, ended)
-    back = _coming_into_sight(evidence, absence.back[0], ended, is_proven_gone=interval.proven_for_all)
+    back = _coming_into_sight(evidence, absence.back[0], ended, is_proven_gone=proven)
     return msgspec.structs.replace(back, events=[*events, *back.events])
 
 
@@ -133,32 +142,6 @@ def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
     for gain in evidence.gains:
         if gain.asked_before >= since:
             yield Event("access_granted", evidence.flow_id, *gain.interval, user_id=gain.user_id, new=gain.listed)
-
-
-class _Losses(NamedTuple):
-    """What became of the users who lost a workflow."""
-
-    alone: tuple[Event, ...] = ()
-    absence: Absence | None = None
-    """It disappeared."""
-    is_absence_proven: bool = False
-    waiting: Mapping[str, Loss] = {}
-    awaited: int = 0
-
-
-def _losses(evidence: Evidence) -> _Losses:
-    """What is known of each user who lost it, now or earlier; users of whom nothing is known yet wait."""
-    lost = {**evidence.waiting, **_lost_now(evidence)}
-    if not lost:
-        return _Losses()
-    absence = Absence(evidence, lost)
-    if evidence.context.heard and not absence.awaited:
-        return _Losses(_lost_alone(evidence, lost, absence.at), absence, absence.is_proven())
-    if _is_back(evidence):
-        return _Losses((), absence)
-    alone = _lost_alone(evidence, lost)
-    waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
-    return _Losses(alone, waiting=waiting, awaited=len(Absence(evidence, waiting).awaited) if waiting else 0)
 
 
 def _lost_now(evidence: Evidence) -> dict[str, Loss]:
