@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
-import h11
 from requests import PreparedRequest
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import ConnectTimeout, ProxyError
@@ -62,11 +61,11 @@ class Connector:
         tls = self._origin.is_tls or (self._proxy is not None and self._proxy.is_tls)
         self.context = verifying(settings.ca_bundle) if tls else None
 
-    def addressed(self, request: PreparedRequest) -> h11.Request:
-        """A request to the gateway, as the server that reads it wants it."""
-        whole = {**request.headers, "Host": self._origin.authority, **(self._login if self._forwards else {})}
+    def send(self, request: PreparedRequest, connection: Connection, seconds: float) -> None:
+        """Send a request to the gateway, as the server that reads it wants it; raises as ``Connection.send``."""
+        whole = {"Host": self._origin.authority, **(self._login if self._forwards else {}), **request.headers}
         target = (request.url or "").removeprefix("" if self._forwards else self.origin)
-        return h11.Request(method=request.method or "", target=target, headers=list(whole.items()))
+        connection.send(request.method or "", target, whole, cast(bytes, request.body or b""), seconds)
 
     def open(self, deadline: Deadline, seconds: float) -> Connection:
         """Raises OSError (of requests' kinds while connecting), and GatewayUnreachable ("desync")."""
@@ -87,9 +86,8 @@ class Connector:
             connection.connected = self._secured(proxy, connection.connected)
             if self._forwards:
                 return
-            headers = {"Host": self._origin.address, **self._login}
-            request = h11.Request(method="CONNECT", target=self._origin.address, headers=list(headers.items()))
-            connection.send(request, None, seconds)
+            there = self._origin.address
+            connection.send("CONNECT", there, {"Host": there, **self._login}, b"", seconds)
             status = connection.head().status
         except (OSError, GatewayUnreachable) as error:
             raise ProxyError from error

@@ -1,4 +1,4 @@
-"""One connection: it speaks HTTP/1.1 through h11, and carries only answers to its own requests."""
+"""One connection: it speaks HTTP/1.1, reads answers through h11, and carries only answers to its own requests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple, cast
 
 import h11
 from requests import exceptions
@@ -31,6 +31,9 @@ _RECEIVED_BYTES: Final = 64 * 1024
 _PIECE_BYTES: Final = 1024 * 1024
 _GZIP_WBITS: Final = 31
 _NOTHING_YET: Final = (BlockingIOError, ssl.SSLWantReadError, TimeoutError)
+_SENT: Final = {m: h11.Request(method=m, target="/", headers=[("Host", "-")]) for m in ("GET", "POST", "CONNECT")}
+"""What h11 must have seen of a request to read its answer. It would take longer to write it than to read the answer."""
+_ALL_SENT: Final = h11.EndOfMessage()
 
 
 class NotHTTP(h11.RemoteProtocolError):
@@ -55,14 +58,19 @@ class Connection:
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self._leftover = b""
 
-    def send(self, request: h11.Request, body: Any, seconds: float) -> None:
-        """Sends a request; each read from now on may take so many seconds. Raises OSError or GatewayUnreachable."""
+    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes, seconds: float) -> None:
+        """Sends a request; each read from now on may take so many seconds. Raises OSError or GatewayUnreachable, and
+        ValueError for a request that could be read in two ways."""
+        lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers.items()]]
+        if " " in target or not all(map(str.isprintable, lines)):
+            raise ValueError("the request has a character that would end a part of it")
         self.exchanges += 1
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
+        self._http.send(_SENT[method])
+        self._http.send(_ALL_SENT)
         self.connected.settimeout(seconds)
-        written = self._http.send(request) + (self._http.send(h11.Data(data=body)) if body else b"")
         try:
-            self.connected.sendall(written + self._http.send(h11.EndOfMessage()))
+            self.connected.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + body)
         except (BrokenPipeError, ConnectionResetError):
             raise unanswered() from None  # an answer that came before its request does not count
 

@@ -116,7 +116,7 @@ class Transport(BaseAdapter):
         own = request.headers.get("Connection") == "close"
         connection = self._connection(deadline, seconds, own=own)
         try:
-            connection.send(self._connector.addressed(request), request.body, seconds)
+            self._connector.send(request, connection, seconds)
             if own and self._connector.context is not None:
                 self._open_next(deadline)
             head = connection.head()

@@ -89,6 +89,7 @@ class Store(Transactions):
     marks = reads(runs.marks)
     beat = writes(runs.beat)
     close_run = writes(seals.close)
+    due_organisations = reads(story_rows.due_organisations)
     recount = reads(seals.recount)
     last_seal = reads(seals.last_seal)
     keep_timestamp = writes(seals.keep_timestamp)
@@ -159,19 +160,24 @@ class Store(Transactions):
         )
 
     def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
-        """Close a run, write how it ended, and seal it; False if it had been declared dead, which stays."""
-        return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
+        """Close a run, and seal it, in one transaction; False if it had been declared dead, which stays."""
+        return self.seal_run(run_id, status, sums, now, closes=True)
 
-    def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+    def seal_run(
+        self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime, *, closes: bool = False
+    ) -> bool:
         """End a closed run: write its status, its sums and its seal; False if it has ended with another status.
 
-        The sums of an aborted run are counted from what it wrote.
+        The sums of an aborted run are counted from what it wrote. With ``closes`` it is closed in the same transaction.
         """
         if status == "aborted":
             sums, latest_at = self.recount(run_id)
             now = max(now, latest_at or now)
         return self._write(
-            lambda connection: seals.end(connection, run_id, status, sums, now, self._sign),
+            lambda connection: (
+                (not closes or seals.close(connection, run_id, now))
+                and seals.end(connection, run_id, status, sums, now, self._sign)
+            ),
             lambda _, connection: seals.is_sealed(connection, run_id, status),
         )
 
@@ -229,8 +235,7 @@ class Store(Transactions):
 
         ``began`` is when the run began.
         """
-        due = self._read(lambda connection: story_rows.due_organisations(connection, run_id, now()))
-        for group in grouped(due, itemgetter(1), story.MEMBERS_AT_ONCE):
+        for group in grouped(self.due_organisations(run_id, now()), itemgetter(1), story.MEMBERS_AT_ONCE):
             orgs = [org_id for org_id, _ in group]
             step = story.Step(run_id, began, now())
             differing: set[FlowKey] = set()

@@ -1,4 +1,4 @@
-"""How a run ends: it is closed, digested and sealed, each in a transaction of its own.
+"""How a run ends: it is closed, judged and sealed, each in a transaction of its own; in one where nothing is to judge.
 
 | step | does | afterwards |
 |---|---|---|

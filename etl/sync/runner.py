@@ -57,12 +57,15 @@ def run(
         with contextlib.suppress(RunClosed):
             dispatcher = Dispatcher(context, executor, remote)
             _settle(context, options, targets, dispatcher, tally)
-            if context.store.close_run(run_id, clock()):
+            # A worker that was thought dead may write until the run is closed; nobody else does.
+            judges = remote is not None or tally.changes or context.store.due_organisations(run_id, clock())
+            if not judges or context.store.close_run(run_id, clock()):
                 if dispatcher.was_lost and not context.stop.is_set():
                     tally.recount(context.store.recount(run_id).sums, len(targets))
-                _derive_events(context, run_id, began_at, clock)
+                if judges:
+                    _derive_events(context, run_id, began_at, clock)
                 fetched_details = _details(context, run_id, tally, details)
-                status = _seal(context, run_id, tally, len(targets), clock)
+                status = _seal(context, run_id, tally, len(targets), clock, closes=not judges)
     return RunReport(
         run_id=run_id,
         status=status,
@@ -74,11 +77,14 @@ def run(
     )
 
 
-def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: Callable[[], dt.datetime]) -> RunStatus:
-    """End a closed run: not before the latest time that it recorded, whatever the clock says."""
+def _seal(
+    context: RunContext, run_id: int, tally: Tally, targets: int, clock: Callable[[], dt.datetime], *, closes: bool
+) -> RunStatus:
+    """End a run: not before the latest time that it recorded, whatever the clock says. ``closes``: it is open yet."""
     status = tally.status(aborted=context.stop.is_set() and tally.settled < targets)
     now = clock()
-    sealed = context.store.seal_run(run_id, status, tally.sums(), max(now, tally.latest_at or now))
+    at = max(now, tally.latest_at or now)
+    sealed = context.store.seal_run(run_id, status, tally.sums(), at, closes=closes)
     return status if sealed else "aborted"
 
 

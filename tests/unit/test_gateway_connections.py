@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import select
+import socket
 import threading
+from contextlib import closing
 
 import pytest
 
 from etl.domain.model import Flow, Target
 from etl.errors import GatewayUnreachable, Malformed, Refused
 from etl.gateway import Gateway
+from etl.gateway.connection import Connection
 from etl.log import binding
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange
 from tests.support.hostile import Hostile, Peer, Step, answer, chunked, code, flows, http, then
@@ -22,6 +25,17 @@ INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"
 
 def ids(client: Gateway, *, own: bool = False) -> list[str]:
     return [flow.flow_id for flow in client.fetch(TARGET, own_connection=own).flows or ()]
+
+
+@pytest.mark.parametrize(
+    ("target", "value"), [("/ HTTP/1.1", "1"), ("/\r\nHost:", "1"), ("/", "1\r\nName: 2"), ("/", "\0")]
+)
+def test_a_request_that_could_be_read_in_two_ways_is_not_sent(target: str, value: str) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Connection(ours)) as connection:
+        with pytest.raises(ValueError, match="would end a part of it"):
+            connection.send("GET", target, {"Name": value}, b"", 1)
+        assert not select.select([theirs], [], [], 0)[0]
 
 
 # An answer that has a connection of its own
