@@ -34,7 +34,8 @@ def translated(engine: Engine) -> Iterator[None]:
     except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
         cause = getattr(error, "orig", error)  # there is none if the statement bypassed SQLAlchemy
         first = getattr(cause, "__context__", None)  # what was rolled back, if that failed, too: it says more
-        raise _explained(first.orig if isinstance(first, DBAPIError) else cause, engine) from error
+        is_driver_s = isinstance(first, DBAPIError | engine.dialect.loaded_dbapi.Error)
+        raise _explained(getattr(first, "orig", first) if is_driver_s else cause, engine) from error
     except UnreadableTime as error:
         note_damage(engine, str(error))
         raise DatabaseDamaged(

@@ -75,10 +75,12 @@ def test_a_block_that_ends_is_committed_and_one_that_raises_is_not(engine: Engin
     assert names(engine) == ["kept"]
 
 
+@pytest.mark.parametrize("is_raw", [False, True])
 def test_a_rollback_that_fails_does_not_hide_what_was_rolled_back(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, is_raw: bool
 ) -> None:
-    """As psycopg's does through PgBouncer, now and then, after an error within a pipeline."""
+    """As psycopg's does through PgBouncer, now and then, after an error within a pipeline, or one that only the driver
+    has seen."""
 
     def fail(_connection: object) -> None:
         raise engine.dialect.loaded_dbapi.InternalError("received 2 results from command 'ROLLBACK'")
@@ -86,6 +88,8 @@ def test_a_rollback_that_fails_does_not_hide_what_was_rolled_back(
     def read() -> None:
         with writing(engine) as connection:
             monkeypatch.setattr(engine.dialect, "do_rollback", fail)
+            if is_raw:
+                connection.connection.cursor().execute("SELECT * FROM no_such_table")
             connection.execute(text("SELECT * FROM no_such_table"))
 
     with pytest.raises(DatabaseError, match="no_such_table"):
