@@ -112,15 +112,12 @@ class Evidence:
         """The active users who count in this round."""
         return (user_id for user_id in self.context.active if self.latest(user_id) is not None)
 
-    def active(self) -> Iterator[str]:
-        """Those of them who were heard within ``coverage_gap``; not those whose removal of this workflow is held."""
-        return filter(self.is_active, self.counting())
-
     def showing(self, field: ValueField, value: str | None) -> Iterator[str]:
         """The active users who list it with this name (or cycle)."""
         return (u for u, entry in self.after.items() if getattr(entry.listed, field) == value and self.is_active(u))
 
     def is_active(self, user_id: str) -> bool:
+        """Whether the user was heard within ``coverage_gap``, and no removal of this workflow is held for longer."""
         return user_id in self.context.active and self.left_at(user_id) >= self.context.decided_at
 
     def left_at(self, user_id: str) -> dt.datetime:
@@ -251,7 +248,7 @@ class Absence:
         """A moment not later than that one."""
         shown = [answer.asked_at for _, answer, _ in evidence.answers_with_it() if answer.asked_at < self.at]
         self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
-        self.awaited = [user_id for user_id in evidence.active() if not self._was_without(user_id)]
+        self.awaited = [u for u in filter(evidence.is_active, evidence.counting()) if not self._was_without(u)]
         """The active users who may have had it still, or again."""
         self.back = [entry for entry in evidence.entries if entry.answer.asked_at >= self.at]
 
