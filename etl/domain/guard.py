@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from etl.domain.diff import differing
 from etl.domain.kinds import ATTRIBUTE_OF, ChangeKind
 from etl.domain.model import Doubt, Flow, State
 
@@ -121,9 +122,8 @@ Sums = Mapping[ChangeKind, "Sum"]
 def changes_between(known: Mapping[str, Flow], answered: Mapping[str, Flow]) -> dict[ChangeKind, frozenset[Doubt]]:
     """The changes of the workflows that both lists have, by kind."""
     found: dict[ChangeKind, set[Doubt]] = {kind: set() for kind in ATTRIBUTE_OF}
-    for flow_id, before in known.items():
-        after = answered.get(flow_id)
-        if after is not None and after != before:
+    for flow_id, before in differing(known, answered):
+        if (after := answered.get(flow_id)) is not None:
             for kind, attribute in ATTRIBUTE_OF.items():
                 new = getattr(after, attribute)
                 if new != getattr(before, attribute):
@@ -150,14 +150,13 @@ def _together(changes: Sum) -> str:
     return f"of the organisation's {changes.total} workflows {changes.of_run} change like that in this run"
 
 
-def keys_lost(known: Mapping[str, Flow], answered: Iterable[Flow], absent: Set[str]) -> str | None:
+def keys_lost(known: Mapping[str, Flow], answered: Collection[Flow], absent: Set[str]) -> str | None:
     """What is wrong with an answer in which no workflow has the key of an attribute; None if that can be so.
 
     EnOS may leave out a null, so a few workflows may have lost their value. Many at once have lost the key.
     """
-    before = [known[flow.flow_id] for flow in answered if flow.flow_id in known]
     for attribute in sorted(absent):
-        had = sum(getattr(flow, attribute) is not None for flow in before)
+        had = sum(getattr(known[each.flow_id], attribute) is not None for each in answered if each.flow_id in known)
         if had >= FEWEST_WITHOUT_KEY:
             key = attribute.replace("flow_name", "flowName")
             return f"no workflow has the key {key}, and {had} of them had a value of it before"

@@ -143,9 +143,16 @@ class Batch:
         """Settle targets whose fences have been read. What was written since then makes an answer stale."""
         with binding(run_id=self._options.run_id), self._writing() as write:
             fetcher = Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
+            waiting: list[Outcome] = []
             with closing(fetcher.groups()) as groups:
                 for group in groups:
-                    write(self._decide_group(group))
+                    waiting += self._decide_group(group)
+                    ends = sum(fetched.flows for fetched in group) < FLOWS_A_GROUP  # or others take their time
+                    rows = sum(len(o.missing) + (len(o.change_set.changes) if o.change_set else 0) for o in waiting)
+                    if ends or self._options.second or rows >= FLOWS_A_GROUP:
+                        write(waiting)
+                        waiting = []
+            write(waiting)
         return BatchResult(self._tally, self._decider.found())
 
     @contextmanager

@@ -13,8 +13,8 @@ from etl.domain.model import Fence, Snapshot
 from etl.errors import GatewayError
 
 FLOWS_A_GROUP: Final = 10_000
-"""Workflows, in answers that differ, that are written in one transaction. While so many wait for a verdict, nothing
-more is asked for, to bound memory."""
+"""Workflows, in answers that differ, that are decided on together, and changes that are written in one transaction.
+While so many wait for a verdict, nothing more is asked for, to bound memory."""
 _QUIET_SECONDS: Final = 1.0
 """After this long without an answer, a group is written although it is not full."""
 

@@ -703,6 +703,19 @@ def test_groups_that_are_written_beside_each_other_lose_and_double_nothing(make,
     house.check(every_answer=True)
 
 
+def test_lists_are_decided_on_a_few_at_a_time_and_their_few_changes_written_together(make, monkeypatch):
+    for module in ("fetching", "batch"):
+        monkeypatch.setattr(f"etl.sync.{module}.FLOWS_A_GROUP", 9)
+    house = make(concurrency=1)
+    targets, sent = few(house, 6), []
+    for target in targets:
+        house.see(target, [flow("1", "renamed"), *numbered(2, 3)])
+    event.listen(house.engine, "before_cursor_execute", lambda *given: sent.append(given[2].split()[:2]))
+    house.sync(*targets, changed=6)
+    assert sent.count(["UPDATE", "target"]) == 2, "in one transaction, and then for the organisation"
+    assert sum(words == ["SELECT", "target_id,"] for words in sent) == 2, "six lists of three, nine at a time"
+
+
 # A plan
 
 
