@@ -33,11 +33,6 @@ def bound() -> Mapping[str, Any]:
     return _bound.get({})
 
 
-def bind(**fields: Any) -> None:
-    """Give every later record of this context these fields."""
-    _bound.set({**bound(), **fields})
-
-
 @contextmanager
 def binding(**fields: Any) -> Iterator[None]:
     """Give every record within the block these fields."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, wait
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from click.exceptions import Exit
@@ -18,18 +18,19 @@ from click.exceptions import Exit
 from etl import database, sync
 from etl.cli import console
 from etl.cli.application import Application
-from etl.cli.lists import CHANGE_COLUMNS, change_cells
 from etl.cli.options import Options, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Outcome
 from etl.errors import FlowtrailError, GatewayError
 from etl.printable import counted
-from etl.report.rows import ListChange
 from etl.store import Store
 from etl.sync import Refreshed, RunReport, Tally, organisations
 from etl.system import disk
 from etl.system.clock import utc_now
+
+if TYPE_CHECKING:
+    from etl.report.rows import ListChange
 
 _ISSUES_SHOWN = 50
 _PATIENCE_SECONDS: Final = 5.0
@@ -332,6 +333,8 @@ class _Planned:
             moves = {"rosters": [_moves_of(each) for each in rosters]} if rosters else {}
             self._printed.close(b"],\n" + console.encoded(sums | moves).removeprefix(b"{\n"))
             return
+        from etl.cli.lists import CHANGE_COLUMNS, change_cells  # see etl/cli/application.py
+
         _show_moves(rosters)
         show_tally("Planned", tally, targets)
         console.table("\nWould be recorded", CHANGE_COLUMNS, change_cells(self._shown), None, zone=self._zone)
@@ -346,6 +349,8 @@ def _order(change: ListChange) -> tuple[str, ...]:
 
 def _changes(outcomes: Iterable[Outcome]) -> Iterator[ListChange]:
     """What the outcomes would add to the trail, without the ids that only a commit assigns."""
+    from etl.report.rows import ListChange
+
     for made in (outcome.change_set for outcome in outcomes):
         for change in made.changes if made else ():
             assert made is not None  # noqa: S101 - it has changes

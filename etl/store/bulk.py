@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
@@ -49,6 +50,7 @@ class BulkValues:
 _SEEN: Final = BulkValues(id="bigint", expected="int", asked_at="timestamptz", at="timestamptz", gap="bigint")
 
 
+@cache
 def _extend(dialect: str) -> Any:
     seen = _SEEN.select(dialect).subquery("seen")
     run = sync_run.alias("run")
@@ -71,7 +73,6 @@ def _extend(dialect: str) -> Any:
     return extended if dialect == "postgresql" else extended.where(exists().where(is_open))
 
 
-_EXTEND: Final = {dialect: _extend(dialect) for dialect in ("postgresql", "sqlite")}
 _TYPES: Final = {int: "int8", str: "text", bool: "bool", bytes: "bytea", dt.datetime: "timestamptz"}
 """PostgreSQL's types, so that the driver need not inspect each value."""
 _VALUES_A_STATEMENT: Final = 3_000
@@ -137,7 +138,7 @@ def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome
         if o.span is not None
     ]
     given = {**_SEEN.bound(connection, rows), "run_id": run_id}
-    return set(connection.execute(_EXTEND[connection.dialect.name], given).scalars())
+    return set(connection.execute(_extend(connection.dialect.name), given).scalars())
 
 
 def insert_into(connection: Connection, table: Table) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Container, Iterable, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
@@ -38,6 +39,7 @@ _GIVEN: Final = BulkValues(
 )  # fmt: skip
 
 
+@cache
 def _answered(dialect: str) -> Update:
     new = _GIVEN.select(dialect).subquery("new").c
     return (
@@ -61,7 +63,6 @@ def _answered(dialect: str) -> Update:
     )
 
 
-_ANSWERED: Final = {dialect: _answered(dialect) for dialect in ("postgresql", "sqlite")}
 _CHANGED: Final = workflow_change.join(change_set, change_set.c.id == workflow_change.c.change_set_id)
 _NEW_ROWS: Final = (
     select(
@@ -237,7 +238,7 @@ def _write_answered(connection: Connection, outcomes: Sequence[Outcome], spans: 
     answered = [o for o in outcomes if o.verdict != "failed" and not o.only_extends]
     if answered:
         rows = [_answer_row(o, spans.get(o.fence.target_id)) for o in answered]
-        connection.execute(_ANSWERED[connection.dialect.name], _GIVEN.bound(connection, rows))
+        connection.execute(_answered(connection.dialect.name), _GIVEN.bound(connection, rows))
 
 
 def _answer_row(outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:

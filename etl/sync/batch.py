@@ -28,7 +28,7 @@ from etl.errors import (
     Malformed,
 )
 from etl.gateway import Gateway, reread_strictly
-from etl.log import bind, binding, get_logger
+from etl.log import binding, get_logger
 from etl.store import STALE, RunBegun, Store, TooManyRemovals
 from etl.store.bulk import grouped
 from etl.sync.deciding import Decider
@@ -173,30 +173,27 @@ class Batch:
             wait(under_way)
 
     def _fetch_safely(self, fence: Fence) -> Fetched:
-        """Fetch without ever raising: the consumer would wait for the answer for ever.
-
-        The target is bound to the log context of this call.
-        """
-        bind(target=str(fence.target))
-        try:
-            if self._context.stop.is_set():
+        """Fetch without ever raising: the consumer would wait for the answer for ever."""
+        with binding(target=str(fence.target)):
+            try:
+                if self._context.stop.is_set():
+                    return Fetched(fence, None)
+                if self._breaker.is_open:
+                    down = GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0)
+                    return Fetched(fence, down)
+                fetched = self._fetch_confirmed(fence)
+                self._breaker.saw(None)
+                return fetched
+            except Interrupted:
                 return Fetched(fence, None)
-            if self._breaker.is_open:
-                down = GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0)
-                return Fetched(fence, down)
-            fetched = self._fetch_confirmed(fence)
-            self._breaker.saw(None)
-            return fetched
-        except Interrupted:
-            return Fetched(fence, None)
-        except GatewayError as error:
-            self._breaker.saw(error)
-            return Fetched(fence, error)
-        except Exception:
-            get_logger(__name__).exception("target_crashed")
-            return Fetched(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
-        finally:
-            self._context.arrived()
+            except GatewayError as error:
+                self._breaker.saw(error)
+                return Fetched(fence, error)
+            except Exception:
+                get_logger(__name__).exception("target_crashed")
+                return Fetched(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
+            finally:
+                self._context.arrived()
 
     def _fetch_confirmed(self, fence: Fence) -> Fetched:
         """Ask over a kept connection; if the list is not the known one, ask again over a separate connection.
