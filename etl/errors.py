@@ -15,7 +15,7 @@ FlowtrailError                     exit code
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline (itself: EnOS
    |  |                                says that it failed, 62109 and 99500)
-   |  `- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
+   |  `- GatewayUnreachable            connection, TLS, timeout, half an answer, 429, 5xx, 1001, 1005
    `- PermanentGatewayError            asking again gives the same: never retried (itself: clock_skew, secret)
       |- Refused                       an error code or HTTP status that says no
       `- Malformed                     not the answer that the documentation promises

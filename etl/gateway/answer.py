@@ -309,8 +309,7 @@ def quoted_message(raw: msgspec.Raw | None, quote: Quote) -> str:
 
 
 def unreadable(call: str, body: bytes, error: Exception, quote: Quote) -> GatewayError:
-    """The error for a body that is no JSON object: it is cut short if its text ends too early, whatever length it was
-    given."""
+    """The error for a body that is no JSON object: cut short, if its text ends too early, whatever its length says."""
     problem = _what_it_is(body, error, quote)
     return malformed(call, problem) if problem else cut_short("the JSON of the answer")
 

@@ -68,8 +68,7 @@ class Repeater:
     def until_answered(self, pending: Pending[T], send: Callable[[Pending[T], Token | None], T]) -> T:
         """Sends a request until it is answered, refused for good, or its deadline has come.
 
-        Pauses between tries; raises the last GatewayError if the next pause would end after the deadline, or
-        Interrupted.
+        Raises Interrupted, or the last GatewayError: at the latest if the next pause would end after the deadline.
         """
         retries = 0
         try:

@@ -36,8 +36,6 @@ _LIFE_MIN_SECONDS: Final = 1.0
 _LIFE_MAX_SECONDS: Final = 7200.0
 _LOOK_SECONDS: Final = 0.25
 """How soon a thread that waits for another token sees that one has come."""
-
-
 _CALL: Final = "Get Access Token"
 _malformed = partial(malformed, _CALL)
 
