@@ -1,4 +1,4 @@
-"""One connection: it speaks HTTP/1.1 (h11 reads the answers), and carries only answers to its own requests.
+"""One connection: it speaks HTTP/1.1, reads answers through h11, and carries only answers to its own requests.
 
 An answer that is not whole becomes an error of ours here. ``repeating`` has a table of them, and of what follows.
 """

@@ -92,7 +92,7 @@ class Recorder:
             "attempt": exchange.attempt,
             "status": reply.status,
             "error_code": exchange.error_code,
-            "headers": {_name(name): _header(name, value) for name, value in reply.headers.items()},
+            "headers": {_name(k): v[:200] if k.lower() in _HTTP else f"({len(v)})" for k, v in reply.headers.items()},
             "body_bytes": len(reply.body),
             "body": self._body(reply.body),
         }
@@ -131,10 +131,6 @@ class Recorder:
 
     def _hash(self, text: str) -> str:
         return hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
-def _header(name: str, value: str) -> str:
-    return value[:200] if name.lower() in _HTTP else f"({len(value)})"
 
 
 def _name(name: str) -> str:

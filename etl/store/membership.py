@@ -132,7 +132,7 @@ def record(
     ``gaps`` are the coverage gaps of the schedules.
     """
     wait_for_turn(connection)
-    listed = {name: _findable(targets) for name, targets in lists.items()}
+    listed = {name: each if isinstance(each, TargetList) else frozenset(each) for name, each in lists.items()}
     for name, targets in lists.items():
         members = TargetList(_targets(connection, _MEMBERS, schedule=name))
         gap = seconds_of(gaps, name)
@@ -270,10 +270,6 @@ def _targets(connection: Connection, query: Select[Any], **given: Any) -> Iterat
     with connection.execute(query, given, execution_options=STREAMED) as rows:
         for key in rows:
             yield Target(*key)
-
-
-def _findable(targets: Sequence[Target]) -> Container[Target]:
-    return targets if isinstance(targets, TargetList) else frozenset(targets)
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

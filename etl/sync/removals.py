@@ -137,7 +137,7 @@ class RunRemovals:
         deferred = {each.target: each for each in found.deferred}
         for number, target in numbered:
             if (each := deferred.get(target)) is not None:
-                self._first[number] = _packed(each)
+                self._first[number] = 1 + (each.removes << 1 | each.emptied)
         self._expect(deferred.values(), 1)
         self._count(found)
         for key, flow_ids in found.changing.items():
@@ -202,7 +202,3 @@ class RunRemovals:
     def _unpacked(self, number: int) -> Deferred:
         packed = self._first[number] - 1
         return Deferred(self._targets[number], packed >> 1, bool(packed & 1))
-
-
-def _packed(deferred: Deferred) -> int:
-    return 1 + (deferred.removes << 1 | deferred.emptied)

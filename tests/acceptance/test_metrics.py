@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from etl import config
 from etl.demo.world import World
 from etl.domain.model import Target
-from etl.gateway import errors
+from etl.gateway import connection, errors
 from etl.report.conditions import CODES as CONDITIONS
 from etl.report.health import HealthSnapshot, Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
@@ -152,7 +152,7 @@ def test_every_code_of_the_gateway_client_has_its_own_label() -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "etl").rglob("*.py") if "demo" not in path.parts)
     keywords = [each for each in ast.walk(ast.parse(source)) if isinstance(each, ast.keyword) and each.arg == "code"]
     literal = {each.value.value for each in keywords if isinstance(each.value, ast.Constant)}
-    translated = {code for _, code, _ in errors._MEANINGS}
+    translated = {code for _, code, _ in connection._MEANINGS}
     assert {"timeout", "malformed", "gateway_down"} <= literal | translated
     known = literal | translated | {str(code) for code in errors._CODES} | {f"http_{s}" for s in errors._STATUSES}
     assert known <= CODES
