@@ -169,7 +169,7 @@ Ruling = Literal["believe", "wait", "hold"]
 
 
 class Sum(msgspec.Struct, frozen=True):
-    """A sum over a run: the removals of an organisation, or the lists that emptied.
+    """A sum over a run: the removals or the changes of an organisation, or the lists that emptied.
 
     ``limit`` or more, out of ``total``, is too much. ``before``: what others committed within the window. ``seen``:
     from the answers of this run that count. ``expected``: from first answers of targets that are to be asked again.

@@ -22,7 +22,7 @@ EventKind = Literal[
     "appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"
 ]
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
-"""What can happen to a workflow in its organisation, in the order in which messages list them."""
+"""What can happen to a workflow in its organisation."""
 
 ORGANISATION_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KINDS)
 """Those that no single user's list shows."""

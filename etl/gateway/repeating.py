@@ -137,7 +137,7 @@ def pause_seconds(error: TransientGatewayError, retries: int) -> float:
 def _asks_again(pending: Pending[T], error: GatewayError, token: Token | None) -> bool:
     """Whether to ask again at once, over a separate connection.
 
-    A token that is not accepted is renewed, once per target. A refusal over a kept connection may be meant for another
+    A token that is not accepted is renewed, once a request. A refusal over a kept connection may be meant for another
     request. Errors that are retried anyway are not asked again here, but for a connection that mixes up answers.
     """
     if token is not None and error.code in RENEWING:

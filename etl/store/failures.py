@@ -1,4 +1,4 @@
-"""What a failure writes: an issue of the run, and at its target the error and one more failure. Nothing else changes.
+"""What a failure writes: an issue of the run, and at its target the error and one more failure. Its list stays.
 
 | row | column | after a failure |
 |---|---|---|

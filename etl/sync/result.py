@@ -50,7 +50,7 @@ class Tally(msgspec.Struct):
     """All issues: failures by error code, the others by verdict."""
     unknown_cycles: set[str] = msgspec.field(default_factory=set)
     asked_again: int = 0
-    """Targets that were asked a second time, because their answer removed something or was empty."""
+    """Targets that were asked a second time, because their answer removed something, changed much or was empty."""
     clock_went_back: int = 0
     latest_at: dt.datetime | None = None
     """The latest recorded time: the run cannot have ended before, whatever the clock says."""

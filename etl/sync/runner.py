@@ -1,4 +1,4 @@
-"""A run: its row first, then its batches, then the targets that lose something once more."""
+"""A run: its row first, then its batches, then the targets that lose or change much once more."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ An event lies after the request of one answer (``last_unchanged_at``), and befor
   disappearance
 - 2, ``Gain.interval``: the user's last request answered without it, and the user's first answer with it
 - 3, ``Absence.interval``: the last request that was answered with it, and the first answer without it of the user who
-  lost it last; if not proven, the last answer that was known when it was reported
+  lost it last; if not proven, the last answer that was known when it was reported,
+  unless a later one has it
 - 4, ``of_losses``: the user's last request answered with it, and the user's first answer without it
 - 6, ``of_change``: the last request answered with the old value, and the first answer with the new one
 
