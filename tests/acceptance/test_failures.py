@@ -313,10 +313,9 @@ NEWS = "SELECT target_id, version FROM change_set WHERE version > :seen AND targ
 
 @on_postgresql
 def test_a_reader_who_follows_the_versions_of_targets_misses_nothing_that_commits_late(
-    engine: Engine, database_url: str
+    engine: Engine, diary: Diary
 ) -> None:
     """Ids are given before the commit, so a later one may be seen first; the versions of one target never are."""
-    diary = Diary(engine, database_url)
     seen: dict[int, int] = {}
 
     def follow() -> None:
