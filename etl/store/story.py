@@ -107,10 +107,9 @@ def read_steps(
     ``differing`` are workflows about which the first lists of a new organisation do not agree.
     """
     members = story_rows.read_members(connection, orgs)
-    pending = [
-        m for of in members.values() for m in of.by_id.values() if m.is_judged and m.version > m.projected_version
-    ]
-    not_new = {t for of in members.values() if of.last_step is not None for t in of.by_id}
+    everybody = (member for org in members.values() for member in org.by_id.values())
+    pending = [member for member in everybody if member.is_judged and member.version > member.projected_version]
+    not_new = {target_id for org in members.values() if org.last_step is not None for target_id in org.by_id}
     ids = [member.target_id for member in pending]
     changes = story_rows.read_changes(connection, ids, [t for t in ids if t in not_new])
     versions = story_rows.read_versions(connection, ids, changes)
