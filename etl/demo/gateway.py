@@ -6,6 +6,7 @@ It shares no code with Flowtrail's client, so that neither can hide the other's 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import socketserver
 import threading
@@ -22,6 +23,7 @@ from etl.domain.model import Flow
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105
 FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
+DIRECTORIES_PATH: Final = "/batch-processing-service/v2.1/directories"
 _LONGEST_LINE: Final = 1 << 16
 
 
@@ -77,6 +79,23 @@ def item_of(flow: Flow) -> dict[str, Any]:
     return {"flowId": flow.flow_id, "editable": flow.editable, "flowName": flow.flow_name, "cycle": flow.cycle}
 
 
+def tree_of(flows: Iterable[Flow]) -> list[dict[str, Any]]:
+    """These workflows as List Workflow Directories has them: a directory for each first word of a name, all in one
+    directory; and next to them a script, which is no workflow."""
+    folders: dict[str, list[dict[str, Any]]] = {"drafts": []}
+    for flow in flows:
+        file = {"editable": True, "title": flow.flow_name, "type": 1, "key": int(flow.flow_id), "isDirectory": False}
+        folders.setdefault((flow.flow_name or "").partition("_")[0], []).append(file)
+    script = {"editable": False, "title": "load.sh", "type": 2, "key": "resource-1", "isDirectory": False}
+    return [directory_of("Workflow", [*(directory_of(name, files) for name, files in sorted(folders.items())), script])]
+
+
+def directory_of(title: str, children: list[dict[str, Any]]) -> dict[str, Any]:
+    """A directory as List Workflow Directories has it."""
+    key = hashlib.sha256(title.encode()).hexdigest()[:32]
+    return {"children": children, "title": title, "type": 1, "key": key, "isDirectory": True}
+
+
 def _read_request(stream: IO[bytes]) -> Request | None:
     """The next request of a connection; None at its end, or when it is not HTTP."""
     try:
@@ -102,7 +121,8 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class DemoGateway:
-    """An EnOS gateway on this machine, while its ``with`` block lasts: a token for everybody, and Get My Flow.
+    """An EnOS gateway on this machine, while its ``with`` block lasts: a token for everybody, Get My Flow, and List
+    Workflow Directories.
 
     While it is ``down`` it closes each connection without an answer; users who are ``emptied`` get a list without
     workflows. After ``close``, ``start`` opens it again at the same address; in between connections are refused.
@@ -174,16 +194,21 @@ class DemoGateway:
         """Answers one request; False ends the connection."""
         if self.down:
             return False
-        reply = token_reply("demo-token", 7200) if request.path == TOKEN_PATH else self._my_flows(request.asked)
+        if request.path == TOKEN_PATH:
+            reply = token_reply("demo-token", 7200)
+        else:
+            reply = self._listed_for(request.asked, in_directory=request.path == DIRECTORIES_PATH)
         connection.sendall(reply.head(formatdate(usegmt=True)) + reply.body)
         return not request.is_last
 
-    def _my_flows(self, asked: Mapping[str, str]) -> Reply:
+    def _listed_for(self, asked: Mapping[str, str], *, in_directory: bool) -> Reply:
         org, user = asked.get("orgId", ""), asked.get("userId", "")
         try:
             flows = self.world.flows(org, user)
         except KeyError:
             return json_reply({"code": 62101, "msg": "user does not exist or is not in the organization", "data": None})
-        return json_reply(
-            {"code": 0, "msg": "OK", "data": [] if user in self.emptied else [item_of(flow) for flow in flows]}
-        )
+        if in_directory:
+            data = tree_of(self.world.directory(org))
+        else:
+            data = [] if user in self.emptied else [item_of(flow) for flow in flows]
+        return json_reply({"code": 0, "msg": "OK", "data": data})

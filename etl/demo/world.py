@@ -42,6 +42,8 @@ class World:
         self._steps = 0
         self._next_flow = _FIRST_FLOW
         self._lists: dict[str, dict[str, dict[str, Flow]]] = {}
+        self._directory_only: dict[str, dict[str, Flow]] = {}
+        self._left_out: set[tuple[str, str]] = set()
         self.updated_at: dict[tuple[str, str], dt.datetime] = {}
         """When a workflow of an organisation was last edited."""
         for number in range(orgs):
@@ -64,6 +66,15 @@ class World:
         with self._lock:
             return tuple(self._lists[org][user].values())
 
+    def directory(self, org: str) -> tuple[Flow, ...]:
+        """The workflows in the organisation's directory, in the order of their ids: what anybody sees, and what was
+        added for nobody, without what was left out."""
+        with self._lock:
+            there = dict(self._directory_only.get(org, {}))
+            for listed in self._lists[org].values():
+                there |= listed
+            return tuple(there[flow_id] for flow_id in sorted(there) if (org, flow_id) not in self._left_out)
+
     # Edits
 
     def set_flows(self, org: str, user: str, flows: Iterable[Flow]) -> None:
@@ -77,16 +88,34 @@ class World:
             del self._lists[org][user]
 
     def add_flow(self, org: str, flow: Flow, users: Sequence[str] | None = None) -> None:
-        """Adds a workflow for these users (None: all users of the organisation)."""
+        """Adds a workflow for these users (None: all users of the organisation; (): to the directory alone)."""
         with self._lock:
+            if users is not None and not users:
+                self._directory_only.setdefault(org, {})[flow.flow_id] = flow
             for user in self.users(org) if users is None else users:
                 self._put(org, user, flow)
 
     def remove_flow(self, org: str, flow_id: str, users: Sequence[str] | None = None) -> None:
-        """Removes a workflow for these users (None: all who see it)."""
+        """Removes a workflow for these users (None: all who see it, and the directory)."""
         with self._lock:
+            if users is None and flow_id in self._directory_only.get(org, {}):
+                del self._directory_only[org][flow_id]
+                users = [user for user, listed in self._lists[org].items() if flow_id in listed]
             for user in self._viewers(org, flow_id) if users is None else users:
                 del self._lists[org][user][flow_id]
+
+    def unlist(self, org: str, flow_id: str) -> None:
+        """Takes a workflow from everybody who sees it; the directory keeps it."""
+        with self._lock:
+            flow = self._lists[org][self._viewers(org, flow_id)[0]][flow_id]
+            self.remove_flow(org, flow_id)
+            self.add_flow(org, flow, ())
+
+    def leave_out(self, org: str, flow_id: str, left_out: bool = True) -> None:
+        """Whether the directory lacks a workflow, whoever sees it."""
+        with self._lock:
+            change = self._left_out.add if left_out else self._left_out.discard
+            change((org, flow_id))
 
     def rename(self, org: str, flow_id: str, name: str | None) -> None:
         """Sets the name for everybody who sees the workflow."""

@@ -22,6 +22,7 @@ from etl.domain.model import Flow, Target
 from etl.errors import Refused
 from etl.gateway import Gateway
 from tests.support.enos import Fault, LocalGateway
+from tests.support.enos.services import DirectoryShape
 from tests.support.gateways import settings_for
 
 KEY, SECRET = "demo-access-key", "demo-secret-key"
@@ -186,6 +187,69 @@ def test_the_local_gateway_is_an_older_one_on_request(world: World, release: str
     assert found.flows == tuple(sorted(world.flows(*target[:2]), key=lambda flow: flow.flow_id))
     assert set(some.flows or ()) == {flow for flow in found.flows or () if "map" in (flow.flow_name or "")}
     assert refused.value.code == "62103"
+
+
+def nodes_of(tree: list[dict[str, Any]], level: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+    for node in tree:
+        yield level, node
+        yield from nodes_of(node.get("children", []), level + 1)
+
+
+def test_the_directory_has_what_anybody_sees_and_what_nobody_does(world: World) -> None:
+    first, second, third, *_ = world.directory(ORG)
+    world.unlist(ORG, first.flow_id)
+    world.leave_out(ORG, second.flow_id)
+    world.remove_flow(ORG, third.flow_id)
+    world.add_flow(ORG, Flow("7", "of_nobody", "D", True), ())
+    listed = {flow.flow_id for user in world.users(ORG) for flow in world.flows(ORG, user)}
+    assert {first.flow_id, third.flow_id, "7"}.isdisjoint(listed)
+    there = {flow.flow_id for flow in world.directory(ORG)}
+    assert there == listed - {second.flow_id} | {first.flow_id, "7"}
+    world.leave_out(ORG, second.flow_id, False)
+    world.remove_flow(ORG, first.flow_id)
+    assert {flow.flow_id for flow in world.directory(ORG)} == listed | {"7"}
+
+
+@pytest.mark.parametrize(
+    ("release", "service", "first_page", "name"),
+    [
+        ("v2.1", "batch-processing-service/v2.1", 1, "flowName"),
+        ("v2.0", "dataflow-batch-service/v2.0", 0, "flowName"),
+        ("edge", "dataflow-batch-service/v2.0", 0, "flow_name"),
+    ],
+)
+def test_the_directory_and_the_search_list_the_whole_organisation(
+    world: World, release: Any, service: str, first_page: int, name: str
+) -> None:
+    who = f"orgId={ORG}&userId={USER}"
+    search = json.dumps({"pagination": {"pageNo": first_page, "pageSize": 5, "sorters": []}}).encode()
+    titles = {flow.flow_id: flow.flow_name for flow in world.directory(ORG)}
+    with LocalGateway(world, auth="none", release=release) as local:
+        asker = Asker(local.url)
+
+        def directory(user: str = USER) -> Any:
+            query = f"action=listWorkFlowDirs&orgId={ORG}&userId={user}"
+            return json.load(asker.send("GET", f"/{service}/directories?{query}"))
+
+        def files() -> list[tuple[int, dict[str, Any]]]:
+            return [each for each in nodes_of(directory()["data"]) if not each[1]["isDirectory"]]
+
+        workflows = [file for _, file in files() if file["type"] == 1]
+        assert {str(file["key"]): file["title"] for file in workflows} == titles
+        assert (len(workflows), len(files())) == (len(titles), len(titles) + 1)
+        found = json.load(asker.send("POST", f"/{service}/flows?action=search&{who}", search))["data"]
+        assert [item[name] for item in found] == list(titles.values())[:5]
+        assert directory("nobody").popitem()[1] is None
+        local.directory_shape = DirectoryShape(key=float, levels=200, twice=True)
+        assert max(level for level, _ in files()) == 201
+        keys = [file["key"] for _, file in files() if file["type"] == 1]
+        assert {type(key) for key in keys} == {float}
+        assert len(keys) > len(set(keys)) == len(titles)
+        local.directory_shape = DirectoryShape()
+        local.order(Fault("partial", endpoint="directory"))
+        assert len(files()) == len(titles) // 2 + 1
+        assert [entry.endpoint for entry in local.deliveries.entries()].count("directory") == 6
+        asker.connection.close()
 
 
 def test_a_stale_answer_is_the_list_served_before_it_changed(gateway: LocalGateway, world: World, asker: Asker) -> None:

@@ -25,7 +25,10 @@ from etl.domain.model import Flow
 from tests.support.enos.faults import Fault
 from tests.support.enos.gateway import LocalGateway, Release
 
-_EDITS: Final = ("set_flows", "remove_user", "add_flow", "remove_flow", "rename", "set_cycle", "set_editable")
+_EDITS: Final = (
+    *("set_flows", "remove_user", "add_flow", "remove_flow", "unlist", "leave_out"),
+    *("rename", "set_cycle", "set_editable"),
+)
 
 
 class SteeredGateway(LocalGateway):

@@ -13,11 +13,13 @@ import msgspec
 
 from etl.demo.gateway import Reply, json_reply
 
-Endpoint = Literal["details", "flows", "roster", "timezone", "token", "other"]
+Endpoint = Literal["details", "directory", "flows", "roster", "search", "timezone", "token", "other"]
 _Lie = Literal["code", "expired", "status", "redirect", "html", "raw", "empty", "partial", "stale", "date"]
 _Delivery = Literal["none", "outage", "hang", "delay", "cut", "interim", "twice"]
 Kind = Literal[_Lie, _Delivery]
 
+_RENAMED: Final = ("details", "directory", "flows", "search")
+"""The calls that have a status in place of a code in version 2.0."""
 _STATUS: Final[Mapping[str, int]] = {"status": 503, "redirect": 302}
 _PAGE: Final = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
 _INTERIM: Final = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
@@ -53,7 +55,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: int | None = 1
     org: str = ""
     user: str = ""
-    endpoint: Literal["details", "flows", "roster", "token", "any"] = "flows"
+    endpoint: Endpoint | Literal["any"] = "flows"
     code: int = 99500
     status: int | None = None
     location: str = ""
@@ -112,7 +114,7 @@ class FaultBook:
 
 def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200, *, older: bool = False) -> Reply:
     """An error in the envelope of its service: the token service and version 2.0 say ``status``, the rest ``code``."""
-    key = "status" if endpoint == "token" or (older and endpoint in ("details", "flows")) else "code"
+    key = "status" if endpoint == "token" or (older and endpoint in _RENAMED) else "code"
     words = "message" if endpoint == "roster" else "msg"
     return json_reply({key: code, words: message, "data": None}, status)
 

@@ -1,4 +1,4 @@
-"""The gateway that the tests ask: tokens, Get My Flow, Get Flow and rosters as documented, or with ordered faults."""
+"""The gateway that the tests ask: every call that Flowtrail knows, as documented, or with ordered faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from etl.demo.gateway import FLOWS_PATH, TOKEN_PATH, DemoGateway, Reply, Request
 from etl.demo.world import World
 from etl.domain.model import Flow
 from tests.support.enos.faults import Endpoint, Fault, FaultBook, Order, Wire, faulty_reply, refusal
-from tests.support.enos.services import RosterRequest, flow_reply, roster_reply
+from tests.support.enos.services import DirectoryShape, RosterRequest, SearchRequest, flow_reply, roster_reply
 from tests.support.enos.tokens import CLIENTS_FAULT, REFUSALS, TokenService, Verdict
 
 ROSTER_PATH: Final = "/app-portal-service/v2.2/user/organization/roster"
@@ -114,15 +114,18 @@ class LocalGateway(DemoGateway):
         self.updates: dict[tuple[str, str], dict[str, Any]] = {}
         self.timezone: object = None
         """What Get Timezone says; None: there is no such service."""
+        self.directory_shape = DirectoryShape()
         self._began_at = dt.datetime.now(dt.UTC)
         self._signed = auth == "token"
         self._edge = release == "edge"
         self._older = older = release != "v2.1"
+        flows_path = OLDER_FLOWS_PATH if older else FLOWS_PATH
         self._endpoints: dict[str, Endpoint] = {
             TOKEN_PATH: "token",
-            OLDER_FLOWS_PATH if older else FLOWS_PATH: "flows",
+            flows_path: "flows",
             OLDER_ROSTER_PATH if older else ROSTER_PATH: "roster",
-            (OLDER_FLOWS_PATH if older else FLOWS_PATH).replace("/flows", "/time"): "timezone",
+            flows_path.replace("/flows", "/time"): "timezone",
+            flows_path.replace("/flows", "/directories"): "directory",
         }
         self._roster_page_size = roster_page_size
         self._shuffles = shuffle
@@ -151,8 +154,9 @@ class LocalGateway(DemoGateway):
 
     def exchange(self, request: Request, connection: socket.socket) -> bool:
         endpoint, asked = self._endpoints.get(request.path, "other"), request.asked
-        if endpoint == "flows" and asked.get("action") == "get":
-            endpoint = "details"
+        if endpoint == "flows":
+            actions: dict[str, Endpoint] = {"get": "details", "search": "search"}
+            endpoint = actions.get(asked.get("action", ""), endpoint)
         entry = Delivery(
             endpoint=endpoint,
             path=f"{request.path}?{request.query}" if request.query else request.path,
@@ -213,6 +217,10 @@ class LocalGateway(DemoGateway):
                 return self._refused(request, entry) or self._detail(asked, entry)
             case "flows", "GET":
                 return self._refused(request, entry) or self._my_flows_or(asked, entry, fault)
+            case "directory", "GET" if asked.get("action") == "listWorkFlowDirs":
+                return self._refused(request, entry) or self._directory(entry, fault)
+            case "search", "POST":
+                return self._refused(request, entry) or self._search(request.body, entry)
             case "timezone", "GET" if self.timezone is not None:
                 return self._refused(request, entry) or self._success({"timezone": self.timezone})
             case "other" | "timezone", _:
@@ -264,6 +272,26 @@ class LocalGateway(DemoGateway):
             self._random.shuffle(items)
         return self._success(items)
 
+    def _directory(self, entry: Delivery, fault: Fault) -> Reply:
+        try:
+            self.world.flows(entry.org, entry.user)
+            files = self._kept(self.world.directory(entry.org), fault)
+        except KeyError:
+            return self._no_user(entry)
+        return self._success(self.directory_shape.data(files))
+
+    def _search(self, body: bytes, entry: Delivery) -> Reply:
+        try:
+            asked = msgspec.json.decode(body, type=SearchRequest)
+            flows = [flow for flow in self.world.directory(entry.org) if found(flow, asked.expression)]
+        except msgspec.MsgspecError as error:
+            return refusal("search", 99400, str(error), older=self._older)
+        except KeyError:
+            return self._no_user(entry)
+        start = (asked.pagination.page_no - (not self._older)) * asked.pagination.page_size
+        items = [self._item(flow) for flow in flows[start : start + asked.pagination.page_size]]
+        return self._success([{k: v for k, v in item.items() if k not in ("cycle", "editable")} for item in items])
+
     def _success(self, data: object) -> Reply:
         envelope = {"status": 0, "msg": "Success"} if self._older else {"code": 0, "msg": "OK"}
         return json_reply({**envelope, "requestId": uuid.uuid4().hex, "data": data})
@@ -280,11 +308,15 @@ class LocalGateway(DemoGateway):
         served = self._served.setdefault((entry.org, entry.user), [flows])
         if flows != served[-1]:
             served[:] = [served[-1], flows]
-        flows = tuple(flow for flow in served[0 if fault.kind == "stale" else -1] if found(flow, entry.expression))
-        if fault.kind in ("empty", "partial"):
-            kept = int(len(flows) * fault.share) if fault.kind == "partial" else 0
-            flows = tuple(self._random.sample(flows, kept))
-        return flows
+        flows = served[0 if fault.kind == "stale" else -1]
+        return self._kept(tuple(flow for flow in flows if found(flow, entry.expression)), fault)
+
+    def _kept(self, flows: tuple[Flow, ...], fault: Fault) -> tuple[Flow, ...]:
+        """What an answer with this fault lists of them."""
+        if fault.kind not in ("empty", "partial"):
+            return flows
+        kept = int(len(flows) * fault.share) if fault.kind == "partial" else 0
+        return tuple(self._random.sample(flows, kept))
 
     def _item(self, flow: Flow) -> dict[str, Any]:
         item = item_of(flow)

@@ -1,14 +1,15 @@
-"""*Get Organization User List* and *Get Flow* as the documentation has them, with invented people."""
+"""The calls beside *Get My Flow* as the documentation has them, with invented people."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from etl.demo.gateway import Reply, json_reply
+from etl.demo.gateway import Reply, directory_of, json_reply, tree_of
 from etl.domain.model import Flow
 from tests.support.enos.faults import refusal
 
@@ -26,6 +27,34 @@ _FREQS: Final = {
 class _Pagination(msgspec.Struct, rename="camel"):
     page_no: Annotated[int, msgspec.Meta(ge=0)]
     page_size: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class SearchRequest(msgspec.Struct):
+    """What a search has to say."""
+
+    pagination: _Pagination
+    expression: str = ""
+
+
+class DirectoryShape(NamedTuple):
+    """How a directory is written, where that is not as in the usual sample."""
+
+    key: Callable[[str], object] = int
+    """A workflow's number: "2512.0" in the Chinese documentation."""
+    levels: int = 2
+    """Of directories, at least 2."""
+    twice: bool = False
+    """Whether the first workflow of each directory is once more in the one above."""
+
+    def data(self, flows: Sequence[Flow]) -> list[dict[str, Any]]:
+        tree = tree_of(flows)
+        top = tree[0]["children"]
+        for files in [folder["children"] for folder in top if folder["isDirectory"]]:
+            files[:] = [file | {"key": self.key(str(file["key"]))} for file in files]
+            top += files[: self.twice]
+        for level in range(2, self.levels):
+            tree = [directory_of(f"level {level}", tree)]
+        return tree
 
 
 class RosterRequest(msgspec.Struct, rename="camel"):
