@@ -33,6 +33,7 @@ from etl.system.clock import utc_now
 
 _DETAIL_SECONDS: Final = 60.0
 _TIMEZONE_SECONDS: Final = 10.0
+_UNUSED_SECONDS: Final = 60.0
 _NO_TIME: Final = dt.timedelta(0)
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at any time, to bound memory."""
@@ -112,6 +113,8 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     yield from _targets(app, TargetList.union([schedule.targets for schedule in schedules]), seen)
     if seen and app.details(schedules) is not None:
         yield _tried("details", lambda: _detail(app, *seen[0]))
+    if seen and app.exchanged:
+        yield from _for_the_recording(app, seen[0][0])
 
 
 def _counted(schedules: Sequence[Schedule]) -> str:
@@ -200,6 +203,15 @@ def _roster(app: Application, org: str, users: dict[str, frozenset[str]]) -> str
 def _detail(app: Application, target: Target, flow_id: str) -> str:
     app.gateway.detail(target.org_id, flow_id, target.user_id, _DETAIL_SECONDS)
     return f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}"
+
+
+def _for_the_recording(app: Application, target: Target) -> Iterator[CheckResult]:
+    """Calls that no run makes: whether EnOS answers them is good to know, and no problem."""
+    org, user, _ = target
+    calls = {"Search Flow": lambda: f"{app.gateway.search(org, user, _UNUSED_SECONDS)} workflows on its first page"}
+    for name, ask in calls.items():
+        result = _tried(f"{name} (for the recording)", ask)
+        yield result._replace(ok=True)
 
 
 def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[CheckResult]:

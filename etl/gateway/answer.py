@@ -293,6 +293,15 @@ def read_timezone(answered: RawAnswer, api: Api) -> str:
     return said
 
 
+def read_search(answered: RawAnswer, api: Api) -> int:
+    """How many workflows a page of *Search Flow* has. Raises by the error code, or Malformed."""
+    envelope = read_envelope("Search Flow", answered.reply.body, answered.quote, api)
+    try:
+        return len(msgspec.json.decode(envelope.data, type=list[dict[str, msgspec.Raw]]))
+    except (ValueError, RecursionError) as error:
+        raise malformed("Search Flow", place_of(error)) from None
+
+
 def as_integer(raw: msgspec.Raw | None) -> int | None:
     """The JSON value as an integer, if it is one: not false, 0.0, "0", null, nor 1e3."""
     found = re.fullmatch(rb"-?[0-9]{1,18}", raw) if raw is not None else None

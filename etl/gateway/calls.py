@@ -6,6 +6,7 @@
 | path | ``/batch-processing-service/v2.1`` | ``/dataflow-batch-service/v2.0`` |
 | path of the roster | ``/app-portal-service/v2.2/user/organization/roster`` | the same, ``v2.0`` |
 | parameter of the search | ``expression`` | ``searchValue`` |
+| first page of a search | 1 | 0 (its latest documentation: 1) |
 | success | ``code`` is 0 | ``status`` is 0, and a ``code``, if any, is 0 |
 | names in an item | ``flowId``, ``flowName`` | the same, or ``flow_id``, ``flow_name`` (EnOS Edge) throughout |
 
@@ -51,11 +52,13 @@ APIS: Final[Mapping[ApiVersion, Api]] = {
 }
 LATEST: Final = APIS["v2.1"]
 
-Call = Literal["details", "flows", "roster", "timezone", "token"]
+Call = Literal["details", "flows", "roster", "search", "timezone", "token"]
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 ROSTER_PAGE: Final = 1000
 """Users per page: the documented default."""
+SEARCH_PAGE: Final = 50
+"""Workflows per page: as many as the documentation advises."""
 NOT_QUOTED: Final = '"***"'
 """Stands for any content of an answer about people."""
 
@@ -114,6 +117,14 @@ def timezone(api: Api) -> Request:
     """*Get Timezone*, of the server; no organisation and no user."""
     path = f"{api.service}/time"
     return Request("timezone", "GET", path, {"action": "getTimeZone"}, path)
+
+
+def search(api: Api, org_id: str, user_id: str) -> Request:
+    """The first page of *Search Flow*: workflows of everybody in the organisation."""
+    pagination: dict[str, object] = {"pageNo": 0 if api.is_older else 1, "pageSize": SEARCH_PAGE, "sorters": []}
+    body = msgspec.json.encode({"expression": "", "pagination": pagination}).decode()
+    asked = {"action": "search", "orgId": org_id, "userId": user_id}
+    return Request("search", "POST", f"{api.service}/flows", asked, (org_id, user_id), body)
 
 
 def roster_page(api: Api, org_id: str, page: int) -> Request:

@@ -18,7 +18,7 @@ from etl.domain.answers import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem
 from etl.gateway import calls, rosters
-from etl.gateway.answer import RawAnswer, read_detail, read_snapshot, read_timezone
+from etl.gateway.answer import RawAnswer, read_detail, read_search, read_snapshot, read_timezone
 from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import SLOWING, Hidden, excerpt, retry_after_seconds, status_error
@@ -132,6 +132,12 @@ class Gateway:
     def timezone(self, within_seconds: float) -> str:
         """The zone of EnOS's clock, as it says, such as "GMT+8". Raises GatewayError, or Interrupted."""
         return self._asked(calls.timezone(self._api), partial(read_timezone, api=self._api), within_seconds)
+
+    def search(self, org_id: str, user_id: str, within_seconds: float) -> int:
+        """How many workflows of the organisation are on the first page of a search for all; for `flowtrail check
+        --record`. Raises GatewayError, or Interrupted."""
+        request = calls.search(self._api, org_id, user_id)
+        return self._asked(request, partial(read_search, api=self._api), within_seconds)
 
     def roster(self, org_id: str) -> frozenset[str]:
         """The ids of all users of an organisation, within ``deadline`` for all pages. Raises GatewayError, or

@@ -6,8 +6,9 @@
 | the status, the number of the attempt, and our error code for the answer | as they are |
 | headers | HTTP's own as they are; of all others the name and the length |
 | the body, if it is JSON | its shape: keys, types and lengths; for a list, one shape per kind of item |
+| a tree (of ``children``) | as the list of all its nodes, and how many levels it has |
 | ``code``, ``status``, ``stauts``, ``totalElements``, ``pageNo``, ``pageSize``, ``expire`` | as they are, if numbers |
-| ids (``flowId``, ``flow_id``, ``userId``, ``requestId``) | the first digits of a hash, salted per recording |
+| ids (``flowId``, ``flow_id``, ``key``, ``userId``, ``requestId``) | the first digits of a hash, salted per recording |
 | texts, tokens, everything else | their length |
 """
 
@@ -33,7 +34,8 @@ _HTTP: Final = frozenset(
     }
 )
 _NUMBERS: Final = frozenset({"code", "status", "stauts", "totalElements", "pageNo", "pageSize", "expire"})
-_IDS: Final = frozenset({"flowId", "flow_id", "userId", "requestId"})
+_IDS: Final = frozenset({"flowId", "flow_id", "key", "userId", "requestId"})
+_CHILDREN: Final = "children"
 _LONGEST_NAME: Final = 60
 _DEEPEST: Final = 12
 _MOST_EXCHANGES: Final = 200
@@ -110,18 +112,21 @@ class Recorder:
         if isinstance(value, dict):
             return {_name(name): self._shape(name, each, depth + 1) for name, each in value.items()}
         if isinstance(value, list):
-            return self._list(key, value, depth)
-        if key in _IDS and isinstance(value, str | int) and not isinstance(value, bool):
-            return f"{_kind(value)} #{self._hash(str(value))}"
+            return f"list({len(value)})" if key == _CHILDREN else self._list(key, value, depth)
+        if key in _IDS and isinstance(value, str | int | float) and not isinstance(value, bool):
+            return f"{_kind(value)} #{self._hash(str(value).removesuffix('.0'))}"
         if key in _NUMBERS and isinstance(value, int) and not isinstance(value, bool):
             return value
         return f"string({len(value)})" if isinstance(value, str) else _kind(value)
 
     def _list(self, key: str, items: list[Any], depth: int) -> dict[str, Any]:
+        levels = _levels(items)
+        items = [item for level in levels for item in level]
         shapes = Counter(msgspec.json.encode(self._kinds(self._shape(key, item, depth + 1))) for item in items)
         kinds = [{"items": count, "shape": msgspec.json.decode(shape)} for shape, count in shapes.most_common()]
         different = {json.dumps(item, sort_keys=True) for item in items}
-        return {"list": len(items), "different": len(different), "of": kinds[:_SHAPES_OF_A_LIST]}
+        tree = {"levels": len(levels)} if len(levels) > 1 else {}
+        return {"list": len(items), "different": len(different), **tree, "of": kinds[:_SHAPES_OF_A_LIST]}
 
     def _kinds(self, shape: Any) -> Any:
         """A shape without lengths and hashes, so that items of the same kind are equal."""
@@ -131,6 +136,19 @@ class Recorder:
 
     def _hash(self, text: str) -> str:
         return hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _levels(items: list[Any]) -> list[list[Any]]:
+    """The items, their children, the children of these, and so on."""
+    levels = [items]
+    while below := [child for item in levels[-1] if isinstance(item, dict) for child in _children(item)]:
+        levels.append(below)
+    return levels
+
+
+def _children(item: dict[str, Any]) -> list[Any]:
+    children = item.get(_CHILDREN)
+    return children if isinstance(children, list) else []
 
 
 def _name(name: str) -> str:

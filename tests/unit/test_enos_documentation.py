@@ -47,8 +47,19 @@ def enos(sample: str = "", *, auth: str = "none", api: str = "v2.1") -> Iterator
             yield gateway, server
 
 
-LISTED = '[{"flowId":"3318","editable":true,"flowName":"reduce_entity","cycle":"D"},{"flowId":"2526","editable":true,"flowName":"testIns","cycle":"mi"}]'  # noqa: E501
-FLOWS = (Flow("2526", "testIns", "mi", True), Flow("3318", "reduce_entity", "D", True))
+PRINTED = [
+    *(("3318", "reduce_entity"), ("2809", "map"), ("3257", "shell"), ("2515", "testWorkflow122"), ("2980", "8")),
+    ("2979", "integrattt"),
+]
+LISTED = ",\n".join(
+    f'{{\n"flowId": "{number}",\n"editable": true,\n"flowName": "{name}",\n"cycle": "D"\n}}' for number, name in PRINTED
+)
+FLOWS = tuple(Flow(number, name, "D", True) for number, name in sorted(PRINTED))
+EDGE_LISTED = f"[{LISTED}]".replace("flowId", "flow_id").replace("flowName", "flow_name")
+ONE_LISTED = '{"flowId": 2526, "editable": true, "flowName": "testIns", "cycle": "mi"}'
+"""Of the Chinese pages, where flowId is an Integer in the table and in the sample below it."""
+NO_NUMBER = '{"flowId": "FLOW_001", "editable": true, "flowName": "data_processing", "cycle": "D"}'
+"""Of the pages for the release after 3.0.0."""
 FLOW_DATA = (
     '{"virtual":false,"freq":"0 0 0 * * ? *","type":1,"cycle":"D","alertMode":3,"hasEditPri":true,'
     '"startTime":"2019-07-23","locked":false,"flowId":2515,"owner":";yourOwners;","creator":"yourCreator",'
@@ -57,6 +68,10 @@ FLOW_DATA = (
 ESCAPED_GRAPH = r'"{\"creator\":\"yourCreator \",\"flows\":[{\"x\":8.0E-4,\"flow_name\":\"jin\"}]}"'
 PRINTED_GRAPH = '"{"creator":"yourCreator ","flows":[{"x":8.0E-4,"flow_name":"jin"}]}"'
 USERS = '"users":[{"userId":%s,"email":"1234","phone":"","phoneArea":"","name":"1234"}]'
+SINCE_300 = (
+    '"domain":"","createdTime":"1750302616000","joinTime":"1750302616000","department":"","company":"","position":"",'
+    '"nickName":"","updatedTime":"1750302616000"'
+)
 PAGINATION = '"pagination":{"totalElements":1,"pageNo":0,"pageSize":1000}'
 ROSTER_BODY = '{"orgId":"yourOrgId","pagination":{"pageNo":0,"pageSize":1000,"sorters":[]}}'
 
@@ -80,6 +95,8 @@ class Documented(NamedTuple):
     body: str = ""
     signed: str = ""
     """What the signature is made over, between token and time."""
+    answer: object = None
+    """What is read from the sample; None: as ANSWERS has it."""
 
 
 def lists(expression: str = "") -> Ask:
@@ -88,6 +105,10 @@ def lists(expression: str = "") -> Ask:
 
 def asks_for_flow(gateway: Gateway) -> object:
     return gateway.detail("yourOrgId", "2515", "yourUserId", 10).update_user
+
+
+def searches(gateway: Gateway) -> object:
+    return gateway.search("yourOrgId", "yourUserId", 10)
 
 
 def asks_for_timezone(gateway: Gateway) -> object:
@@ -101,30 +122,40 @@ def asks_for_users(gateway: Gateway) -> object:
 V21, V20 = "/batch-processing-service/v2.1/flows", "/dataflow-batch-service/v2.0/flows"
 OK, SUCCESS = '{"code":0,"msg":"OK","data":%s}', '{"status":0,"msg":"Success","data":%s}'
 TIMEZONE = '{"timezone":"GMT+8"}'
+SEARCHED = '[{"flowId": "21", "flowName": "dim_wtg_full"}]'
+SEARCH_BODY = '{"expression":"","pagination":{"pageNo":%d,"pageSize":50,"sorters":[]}}'
 WHO = "orgId=yourOrgId&userId=yourUserId"
 SIGNED_WHO = "orgIdyourOrgIduserIdyourUserId"
 CALLS = [
     Documented(
-        "Get My Flow", "v2.1", lists(), f"GET {V21}?action=getMyFlow&{WHO}", OK % LISTED,
+        "Get My Flow", "v2.1", lists(), f"GET {V21}?action=getMyFlow&{WHO}", OK % f"[{LISTED}]",
         signed=f"actiongetMyFlow{SIGNED_WHO}",
     ),
     Documented(
+        "Get My Flow, in Chinese", "v2.1", lists(), f"GET {V21}?action=getMyFlow&{WHO}", OK % f"[{ONE_LISTED}]",
+        signed=f"actiongetMyFlow{SIGNED_WHO}", answer=(Flow("2526", "testIns", "mi", True),),
+    ),
+    Documented(
+        "Get My Flow, after 3.0.0", "v2.1", lists(), f"GET {V21}?action=getMyFlow&{WHO}", OK % f"[{NO_NUMBER}]",
+        signed=f"actiongetMyFlow{SIGNED_WHO}", answer=(Flow("FLOW_001", "data_processing", "D", True),),
+    ),
+    Documented(
         "Get My Flow, searched", "v2.1", lists("a b"), f"GET {V21}?action=getMyFlow&expression=a%20b&{WHO}",
-        OK % LISTED,
+        OK % f"[{LISTED}]",
         signed=f"actiongetMyFlowexpressiona b{SIGNED_WHO}",
     ),
     Documented(
-        "Get My Flow, 2.0", "v2.0", lists(), f"GET {V20}?action=getMyFlow&{WHO}", SUCCESS % LISTED,
+        "Get My Flow, 2.0", "v2.0", lists(), f"GET {V20}?action=getMyFlow&{WHO}", SUCCESS % f"[{LISTED}]",
         signed=f"actiongetMyFlow{SIGNED_WHO}",
     ),
     Documented(
         "Get My Flow, 2.0, searched", "v2.0", lists("x"),
-        f"GET {V20}?action=getMyFlow&orgId=yourOrgId&searchValue=x&userId=yourUserId", SUCCESS % LISTED,
+        f"GET {V20}?action=getMyFlow&orgId=yourOrgId&searchValue=x&userId=yourUserId", SUCCESS % f"[{LISTED}]",
         signed="actiongetMyFloworgIdyourOrgIdsearchValuexuserIdyourUserId",
     ),
     Documented(
         "Get My Flow, EnOS Edge", "v2.0", lists(), f"GET {V20}?action=getMyFlow&{WHO}",
-        SUCCESS % LISTED.replace("flowId", "flow_id").replace("flowName", "flow_name"),
+        SUCCESS % EDGE_LISTED,
         signed=f"actiongetMyFlow{SIGNED_WHO}",
     ),
     Documented(
@@ -134,6 +165,15 @@ CALLS = [
     Documented(
         "Get Flow, 2.0", "v2.0", asks_for_flow, f"GET {V20}?action=get&flowId=2515&{WHO}",
         SUCCESS % (FLOW_DATA % ESCAPED_GRAPH), signed=f"actiongetflowId2515{SIGNED_WHO}",
+    ),
+    Documented(
+        "Search Flow", "v2.1", searches, f"POST {V21}?action=search&{WHO}", OK % SEARCHED, SEARCH_BODY % 1,
+        f"actionsearch{SIGNED_WHO}{SEARCH_BODY % 1}",
+    ),
+    Documented(
+        "Search Flow, EnOS Edge", "v2.0", searches, f"POST {V20}?action=search&{WHO}",
+        SUCCESS % SEARCHED.replace("flowId", "flow_id").replace("flowName", "flow_name"), SEARCH_BODY % 0,
+        f"actionsearch{SIGNED_WHO}{SEARCH_BODY % 0}",
     ),
     Documented(
         "Get Timezone", "v2.1", asks_for_timezone, "GET /batch-processing-service/v2.1/time?action=getTimeZone",
@@ -148,6 +188,11 @@ CALLS = [
         users_sample(0, '"userId_1"'), ROSTER_BODY, ROSTER_BODY,
     ),
     Documented(
+        "Get Organization User List, 3.0.0", "v2.1", asks_for_users,
+        "POST /app-portal-service/v2.2/user/organization/roster",
+        users_sample(0, '"userId_1"').replace('"name":"1234"', f'"name":"1234",{SINCE_300}'), ROSTER_BODY, ROSTER_BODY,
+    ),
+    Documented(
         "Get Organization User List, 2.0", "v2.0", asks_for_users,
         "POST /app-portal-service/v2.0/user/organization/roster",
         users_sample(200, '"userId_1"'), ROSTER_BODY, ROSTER_BODY,
@@ -157,6 +202,7 @@ ANSWERS = {
     "Get My Flow": FLOWS,
     "Get Timezone": "GMT+8",
     "Get Flow": "yourUpdateUser",
+    "Search Flow": 1,
     "Get Organization User List": {"userId_1"},
 }
 
@@ -165,7 +211,7 @@ ANSWERS = {
 def test_each_documented_request_goes_out_byte_for_byte_and_its_sample_is_read(call: Documented) -> None:
     with enos(call.sample, auth="token", api=call.api) as (gateway, server):
         found = call.ask(gateway)
-    assert found == ANSWERS[call.name.partition(",")[0]]
+    assert found == (call.answer or ANSWERS[call.name.partition(",")[0]])
     request = server.requests[1]
     line, *headers = request.lines
     assert line == f"{call.line} HTTP/1.1"
@@ -208,9 +254,9 @@ AS_PRINTED = [
     ("a graph whose quotes are not escaped", "v2.1", asks_for_flow, OK % (FLOW_DATA % PRINTED_GRAPH)),
     ("users whose ids have no quotes", "v2.1", asks_for_users,
      users_sample(0, "userId_1")),
-    ("a code 200 in place of 0 of another call", "v2.1", lists(), OK.replace("0", "200") % LISTED),
-    ("a version 2.0 answer to version 2.1", "v2.1", lists(), SUCCESS % LISTED),
-    ("a version 2.1 answer to version 2.0", "v2.0", lists(), OK % LISTED),
+    ("a code 200 in place of 0 of another call", "v2.1", lists(), OK.replace("0", "200") % f"[{LISTED}]"),
+    ("a version 2.0 answer to version 2.1", "v2.1", lists(), SUCCESS % f"[{LISTED}]"),
+    ("a version 2.1 answer to version 2.0", "v2.0", lists(), OK % f"[{LISTED}]"),
 ]  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,19 +20,21 @@ NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 PRIVATE = ("Ada Lovelace", "settlement_2026", "org-canary", "user-canary", "flow-canary", ACCESS_KEY, SECRET, TOKEN)
 
 
-def recorded(*steps: Step, roster: bool = False) -> list[dict[str, Any]]:
+ASKS: dict[str, Callable[[Gateway], object]] = {
+    "flows": lambda gateway: gateway.fetch(Target("org-canary", "user-canary", "settlement_2026"), own_connection=True),
+    "roster": lambda gateway: gateway.roster("org-canary"),
+    "search": lambda gateway: gateway.search("org-canary", "user-canary", 1),
+}
+
+
+def recorded(*steps: Step, ask: str = "flows") -> list[dict[str, Any]]:
     recorder = Recorder()
     with (
         Hostile(*steps) as server,
         Gateway(settings_for(server.url, auth="token", deadline=1), exchanged=recorder) as gateway,
+        contextlib.suppress(GatewayError),
     ):
-        try:
-            if roster:
-                gateway.roster("org-canary")
-            else:
-                gateway.fetch(Target("org-canary", "user-canary", "settlement_2026"), own_connection=True)
-        except GatewayError:
-            pass
+        ASKS[ask](gateway)
     written = recorder.encoded("1.0", NOW).decode()
     assert [each for each in PRIVATE if each in written] == []
     exchanges: list[dict[str, Any]] = json.loads(written)["exchanges"]
@@ -84,7 +88,34 @@ def test_headers_that_are_not_http_s_own_are_written_by_name_and_length() -> Non
 def test_a_roster_is_written_without_its_users() -> None:
     users = [{"userId": f"user-canary-{number}", "name": "Ada Lovelace"} for number in range(3)]
     data = {"users": users, "pagination": {"totalElements": 3, "pageNo": 0, "pageSize": 1000}}
-    body = recorded(http(json.dumps({"code": 200, "data": data})), roster=True)[-1]["body"]
+    body = recorded(http(json.dumps({"code": 200, "data": data})), ask="roster")[-1]["body"]
     assert body["code"] == 200
     assert body["data"]["pagination"] == {"totalElements": 3, "pageNo": 0, "pageSize": 1000}
     assert (body["data"]["users"]["list"], body["data"]["users"]["different"]) == (3, 3)
+
+
+def test_the_first_page_of_a_search_is_written_without_its_workflows() -> None:
+    found = recorded(listing({"flowId": "flow-canary", "flowName": "Ada Lovelace"}), ask="search")[-1]
+    assert (found["call"], found["method"], found["error_code"]) == ("search", "POST", None)
+    assert found["parameters"] == ["action", "orgId", "userId"]
+    assert found["body"]["data"]["of"] == [{"items": 1, "shape": {"flowId": "string", "flowName": "string"}}]
+
+
+def test_a_tree_is_written_as_the_list_of_its_nodes() -> None:
+    def file(key: object) -> dict[str, object]:
+        return {"title": "Ada Lovelace", "type": 1, "key": key, "isDirectory": False}
+
+    def directory(*children: object) -> dict[str, object]:
+        return {"children": children, "title": "Ada Lovelace", "key": "flow-canary", "isDirectory": True}
+
+    body = recorded(listing(directory(file(2512), directory(file(2512.0), file("2513"))), directory()))[-1]["body"]
+    tree = body["data"]
+    assert (tree["list"], tree["different"], tree["levels"]) == (6, 6, 3)
+    node = {"title": "string", "key": "string", "isDirectory": "boolean"}
+    shapes = {each["items"]: each["shape"] for each in tree["of"] if each["items"] > 1}
+    assert shapes == {3: node | {"children": "list"}}
+    assert sorted(each["shape"]["key"] for each in tree["of"] if each["items"] == 1) == [
+        "fraction",
+        "integer",
+        "string",
+    ]
