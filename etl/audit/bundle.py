@@ -25,10 +25,13 @@ from etl.audit import check
 from etl.audit.extent import Contents, Extent, contents, made_in, of_versions, rows_in
 from etl.database import STREAMED, reading
 from etl.domain.answers import KeptAnswer, data_of
+from etl.domain.seal import ACKNOWLEDGEMENT, acknowledgement_hash
 from etl.errors import DatabaseError, FlowtrailError
 from etl.schema import (
     CHANGE_KIND,
     TARGET_KEY,
+    UtcTime,
+    acknowledgement,
     answer,
     change_set,
     hold_event,
@@ -273,6 +276,19 @@ def _hashes(connection: Connection, contents: Contents, name: str) -> Iterator[R
         yield run_id, list(connection.execute(of_run).scalars())
 
 
+def _acknowledgements(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """All that were sealed; about others than the organisation of the bundle, only their hashes."""
+    org_id, mine = acknowledgement.c.org_id, contents.extent.org_id
+    query = select(*(acknowledgement.c[column] for column in ACKNOWLEDGEMENT)).order_by(acknowledgement.c.id)
+    last = select(func.max(run_seal.c.sealed_at, type_=UtcTime())).scalar_subquery()
+    query = query.where(acknowledgement.c.made_at <= last)
+    if name == "acknowledgements":
+        yield from _stream(connection, query if mine is None else query.where(org_id == mine))
+    elif mine is not None:
+        others = _stream(connection, query.where(org_id != mine))
+        yield from ((row.id, row.made_at, acknowledgement_hash(row)) for row in others)  # type: ignore[attr-defined]
+
+
 # ---------------------------------------------------------------------------------------------------- by target
 
 
@@ -362,5 +378,7 @@ _FILES: Final[dict[str, Rows]] = {
     "changes": _changes,
     "spans": _spans,
     "timestamps": partial(_all, seal_timestamp),
+    "acknowledgements": _acknowledgements,
+    "other_acknowledgements": _acknowledgements,
 }
 """The rows of each file: tuples in the order of its keys."""

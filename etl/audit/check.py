@@ -46,7 +46,8 @@ NAMES = "org_id:text user_id:text expression:text"
 FILES = {
     "trails": "trail_id:text created_at:time first_seal:int",
     "seals": "id:int format:int run_id:int parent:hash seal:hash sealed_at:time targets_digest:hash "
-    "change_sets_digest:hash issues_digest:hash events_digest:hash signature:text? key_id:hash?",
+    "change_sets_digest:hash issues_digest:hash events_digest:hash acknowledgements_digest:hash signature:text? "
+    "key_id:hash?",
     "runs": "id:int schedule:text? origin:text scheduled_for:time? missed_slots:int status:text started_at:time "
     "finished_at:time scope:object opened:text " + " ".join(name + ":int" for name in SUMS),
     "hashes": "run_id:int hashes:texts",
@@ -56,7 +57,7 @@ FILES = {
     "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? "
     "enos_timezone:text? detail_hash:hash",
     "org_events": "run_id:int org_id:text flow_id:text kind:text user_id:text? old_name:text? "
-    "new_name:text? old_cycle:text? new_cycle:text? old_editable:bool? new_editable:bool? last_unchanged_at:time? "
+    "new_name:text? old_cycle:text? new_cycle:text? old_editable:bool? new_editable:bool? last_unchanged_at:time "
     "observed_at:time users_before:int users_after:int proven_for_all:bool unheard:int decided_at:time",
     "pruned_issues": "run_id:int pruned_run_id:int at:time",
     "issues": f"{NAMES} run_id:int verdict:text error_code:text? missing:int",
@@ -69,9 +70,14 @@ FILES = {
     "spans": f"{NAMES} version:int first_at:time last_asked_at:time last_at:time observations:int "
     "longest_gap_seconds:int interrupted:bool",
     "timestamps": "seal_id:int token:text",
+    "acknowledgements": "id:int made_at:time made_by:text ticket:text? note:text? org_id:text flow_id:text? "
+    "user_id:text? kind:text? after:time? until:time? revokes:int?",
+    "other_acknowledgements": "id:int made_at:time hash:hash",
 }
 KEPT_SEAL = "trail_id:text id:int seal:text sealed_at:time"
 KEPT_HEAD = f"{NAMES} version:int hash:hash taken_at:time"
+ACKNOWLEDGED = ("made", "revoked", "covered", "events")
+DIGESTS = ("targets", "change_sets", "issues", "events", "acknowledgements")
 EVENTS = ("memberships", "holds", "details", "org_events", "pruned_issues")
 CHANGE = ("flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable")
 ATTRIBUTES = {"renamed": 1, "cycle_changed": 2, "editable_changed": 3}
@@ -109,6 +115,8 @@ SAID = {
     "holds": "Proven: holds: {held} removals and changes began to wait for a person, {back} came back, {approved} were "
     "approved.",
     "approvals": "Proven: approvals: {versions}{by}.",
+    "acknowledgements": "Proven: acknowledgements: {made}{by}; {revoked} of them revoked. They cover {covered} of the "
+    "{events} events of organisations that are here.",
     "kept": "Proven: kept answers: {versions} of {of} versions have their answer, and {holds} of {of_holds} holds.",
     "stamps": "Proven: time stamps: {stamps}, each of its seal. Whose they are, 'openssl ts -verify' says.",
     "made": "Claimed: made at {made_at}. The newest seal in it is {number}, of {sealed_at}.",
@@ -117,6 +125,7 @@ SAID = {
     "Who failed in them, what was held, and what came after the last version here is not in the bundle.",
     "older": "Not proven: that the list had no other version between the one that is here and the period, of lists: "
     "{lists}. Kept heads prove it, or a bundle from the first run.",
+    "veiled": "Not proven: that the {others} acknowledgements of which only a hash is here are of other organisations.",
     "checker": "Not proven: what the check.py in the bundle does. It is another file than the one that is running.",
     "unsigned": "Not compared: the signatures of the seals. --public-key FILE checks them.",
     "younger": "Not compared: kept lines that are younger than the bundle: {lines}.",
@@ -461,6 +470,10 @@ class Trail:
         self.impossible: Dict[Tuple[int, Target], str] = {}
         """What was held twice or ended without having begun, by the run that says so."""
         self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
+        self.acknowledged: DefaultDict[Tuple[str, Optional[str]], List[Row]] = defaultdict(list)
+        """What was acknowledged and not revoked, by organisation and workflow; None: any workflow."""
+        self.acknowledgers: "Counter[str]" = Counter()
+        self.counts: "Counter[str]" = Counter()
 
     def trail_of(self, number: int) -> Row:
         """The trail that a seal was made in."""
@@ -510,7 +523,7 @@ class Trail:
         content = ["seal/1", self.trail_of(seal["id"])["trail_id"], seal["id"]]
         content += [row[name] for name in ("id", "schedule", "origin", "scheduled_for", "missed_slots", "status")]
         content += [row["started_at"], row["finished_at"], [row[name] for name in SUMS]]
-        content += [seal[name + "_digest"] for name in ("targets", "change_sets", "issues", "events")]
+        content += [seal[name + "_digest"] for name in DIGESTS]
         return linked(seal["parent"], [*content, seal["sealed_at"]])
 
     def _require_end(self) -> None:
@@ -530,6 +543,39 @@ class Trail:
             if not run.inside and run.opened == "whole":
                 raise Broken(run.place, "is opened, and does not lie in the time of the bundle")
 
+    def read_acknowledgements(self) -> None:
+        """Each seal covers what was acknowledged since the seal before, until its own time."""
+        rows, others = (list(self.bundle.rows(name)) for name in ("acknowledgements", "other_acknowledgements"))
+        if others and self.bundle.org_id is None:
+            raise Broken("other_acknowledgements.jsonl", "has rows, though the bundle is about every organisation")
+        columns = [column for column, _ in columns_of(FILES["acknowledgements"])]
+        made = [(row["made_at"], row["id"], digest([row[column] for column in columns])) for row in rows]
+        made = sorted(made + [(row["made_at"], row["id"], row["hash"]) for row in others])
+        taken = 0
+        for seal in self.seals:
+            begin = taken
+            while taken < len(made) and made[taken][0] <= seal["sealed_at"]:
+                taken += 1
+            computed = digest([each[2] for each in made[begin:taken]])
+            if computed != seal["acknowledgements_digest"]:
+                given = f"{shown(computed)}, but is {shown(seal['acknowledgements_digest'])}"
+                self.findings.append(f"{self.runs[seal['run_id']].place}: acknowledgements_digest should be {given}")
+        for number, each in enumerate(made, 1):
+            if each[1] != number or number > taken:
+                wrong = "was made after the last seal" if each[1] == number else f"should have the id {number}"
+                raise Broken(f"acknowledgement {each[1]}", wrong)
+        revoked = {row["revokes"] for row in rows}
+        self.counts.update(made=len(rows), revoked=len(revoked - {None}), veiled=len(others))
+        for row in rows:
+            self.acknowledgers[row["made_by"]] += 1
+            if row["revokes"] is None and row["id"] not in revoked:
+                self.acknowledged[row["org_id"], row["flow_id"]].append(row)
+
+    def is_acknowledged(self, event: Row) -> bool:
+        """Whether anything that was acknowledged, and not revoked, covers an event of an organisation."""
+        listed = (self.acknowledged.get((event["org_id"], flow_id), []) for flow_id in (event["flow_id"], None))
+        return any(covers(each, event) for some in listed for each in some)
+
     def read_events(self) -> None:
         """Give each run the events that name it, and derive the targets that it was to ask."""
         memberships: List[Row] = []
@@ -541,6 +587,8 @@ class Trail:
                 if name in ("details", "org_events") and run.opened != "whole":
                     raise Broken(run.place, f"is not opened, and has rows in {name}.jsonl")
                 run.events[place].append(encode([row[column] for column in columns]))
+                if name == "org_events":
+                    self.counts.update(events=1, covered=self.is_acknowledged(row))
                 if name in ("memberships", "holds"):
                     self._require_order(name, row, latest)
                 if name == "memberships":
@@ -661,6 +709,14 @@ class Trail:
 
 def target_of(row: Row) -> Target:
     return row["org_id"], row["user_id"], row["expression"]
+
+
+def covers(acknowledgement: Row, event: Row) -> bool:
+    """Whether the scope of an acknowledgement has an event of its workflow; null in it is anything."""
+    after, until = acknowledgement["after"], acknowledgement["until"]
+    same = all(acknowledgement[name] in (None, event[name]) for name in ("user_id", "kind"))
+    before_until = until is None or event["last_unchanged_at"] < until
+    return same and (after is None or event["observed_at"] > after) and before_until
 
 
 def seen_by(run: Run) -> int:
@@ -1039,6 +1095,7 @@ class Check:
         self.findings += map(str, self.bundle.whole())
         try:
             self.trail.read_seals()
+            self.trail.read_acknowledgements()
             self.trail.read_events()
             self._check_targets(Attendance(list(self.trail.runs.values()), self.bundle))
         except Broken as broken:
@@ -1073,6 +1130,8 @@ class Check:
             yield said("pruned", runs=pruned)
         if len(opened) < len(inside):
             yield said("shut", runs=len(inside) - len(opened))
+        if self.trail.counts["veiled"]:
+            yield said("veiled", others=self.trail.counts["veiled"])
         if self.counts["older"]:
             yield said("older", lists=self.counts["older"])
         if self.bundle.archive.read("check.py") != read_file(__file__):
@@ -1111,6 +1170,9 @@ class Check:
         yield said("holds", **{kind: ended[kind] for kind in ("held", "back", "approved")})
         by = f", by {listed(self.approvers)}" if self.approvers else ""
         yield said("approvals", versions=self.counts["approvals"], by=by)
+        if self.trail.counts["made"]:
+            by = f", by {listed(self.trail.acknowledgers)}"
+            yield said("acknowledgements", by=by, **{name: self.trail.counts[name] for name in ACKNOWLEDGED})
         kept = {"versions": self.counts["answers"], "of": self.counts["versions"], "of_holds": len(holds)}
         yield said("kept", holds=sum(row["data_hash"] in self.bundle.answers for row in holds), **kept)
         if self.counts["stamps"]:

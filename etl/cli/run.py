@@ -362,4 +362,7 @@ def _changes(outcomes: Iterable[Outcome]) -> Iterator[ListChange]:
                 **fields,
                 last_unchanged_at=made.last_unchanged_at,
                 observed_at=made.observed_at,
+                ticket=None,
+                acknowledged_by=None,
+                acknowledged_at=None,
             )

@@ -10,10 +10,10 @@ from etl.errors import UsageError
 
 _TRAIL: Final = (
     "change_set, workflow_change, target_membership, hold_event, workflow_detail, org_event, org_step, pruned_issues, "
-    "run_seal, seal_timestamp, trail, answer"
+    "run_seal, seal_timestamp, trail, answer, acknowledgement"
 )
-_HEAD: Final = "last_seal, head, sealed_at"
-"""Of `trail`, what moves with each seal."""
+_HEAD: Final = "last_seal, head, sealed_at, acknowledged_at"
+"""Of `trail`, what moves with each seal and each acknowledgement."""
 _LISTS: Final = (
     "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, org_flow, org_loss, org_state, "
     "roster, roster_user, overdue_notice, condition, verification, lease"

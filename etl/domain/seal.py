@@ -1,8 +1,8 @@
 """Seal format 1: the proof of a run that has ended, chained to the run that was sealed before.
 
-A seal covers the run's own row and four digests: which targets were to be asked, which versions were made, which
-targets did not go through, and what happened besides. The encoding is that of the chain. ``docs/verify.md`` gives
-the rules.
+A seal covers the run's own row and five digests: which targets were to be asked, which versions were made, which
+targets did not go through, what happened besides, and what people acknowledged since the seal before. The encoding is
+that of the chain. ``docs/verify.md`` gives the rules.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class SealedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Digests(msgspec.Struct, frozen=True, kw_only=True):
-    """The four digests of a run, in the order of the seal."""
+    """The five digests of a run, in the order of the seal."""
 
     targets: str
     change_sets: str
     issues: str
     events: str
+    acknowledgements: str
 
 
 ISSUE: Final = (*Target._fields, "verdict", "error_code", "missing")
@@ -73,6 +74,12 @@ EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 The rows of a table are in the order of their ids. ``flow_ids`` and ``doubted`` are arrays, sorted.
 """
+
+ACKNOWLEDGEMENT: Final = (
+    *("id", "made_at", "made_by", "ticket", "note", "org_id", "flow_id", "user_id", "kind"),
+    *("after", "until", "revokes"),
+)
+"""The columns of an acknowledgement, as a seal covers it."""
 
 
 def genesis(trail_id: str, created_at: dt.datetime, parent: str | None = None) -> str:
@@ -117,6 +124,16 @@ def digest_of_lists(lists: Iterable[Iterable[bytes]]) -> str:
 def encoded_row(values: Iterable[Any]) -> bytes:
     """The bytes of a row in a digest."""
     return encode(in_microseconds(values))
+
+
+def acknowledgements_digest(rows: Iterable[Iterable[Any]]) -> str:
+    """The digest of the hashes of acknowledgements, so that a bundle can prove some without showing the others."""
+    return digest_of(encode(acknowledgement_hash(row)) for row in rows)
+
+
+def acknowledgement_hash(row: Iterable[Any]) -> str:
+    """SHA-256 (hex) of an acknowledgement, whose values are in the order of ``ACKNOWLEDGEMENT``."""
+    return hashlib.sha256(encoded_row(row)).hexdigest()
 
 
 def _feed(computed: Any, encoded: Iterable[bytes]) -> None:

@@ -81,6 +81,9 @@ class ListChange(NamedTuple):
     new_editable: bool | None
     last_unchanged_at: dt.datetime | None
     observed_at: dt.datetime
+    ticket: str | None
+    acknowledged_by: str | None
+    acknowledged_at: dt.datetime | None
 
 
 class ListState(NamedTuple):
@@ -157,6 +160,9 @@ class OrgWorkflowEvent(NamedTuple):
     old_freq: str | None
     new_freq: str | None
     enos_timezone: str | None
+    ticket: str | None
+    acknowledged_by: str | None
+    acknowledged_at: dt.datetime | None
 
 
 class ListDifference(NamedTuple):

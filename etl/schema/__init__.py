@@ -208,7 +208,7 @@ run_seal: Final = table(
     required(BIG, "run_id"),
     required(Text, "parent", "seal"),
     required(UtcTime, "sealed_at"),
-    required(Text, "targets_digest", "change_sets_digest", "issues_digest", "events_digest"),
+    required(Text, "targets_digest", "change_sets_digest", "issues_digest", "events_digest", "acknowledgements_digest"),
     optional(Text, "signature", "key_id"),
 )
 
@@ -223,7 +223,7 @@ seal_timestamp: Final = table(
 trail: Final = table(
     "trail",
     "This trail, after those that it was copied from. Append-only, but for the head: the last seal, its hash (what the "
-    "next one has as parent) and its time.",
+    "next one has as parent), its time, and the last acknowledgement since.",
     numbered(),
     required(Text, "trail_id"),
     required(UtcTime, "created_at"),
@@ -231,6 +231,7 @@ trail: Final = table(
     required(BIG, "first_seal", "last_seal"),
     required(Text, "head"),
     required(UtcTime, "sealed_at"),
+    optional(UtcTime, "acknowledged_at"),
 )
 
 answer: Final = table(
@@ -342,6 +343,19 @@ org_step: Final = table(
     required(KEY, "org_id"),
     required(UtcTime, "decided_at"),
     required(Text, "versions", "heard"),
+)
+
+acknowledgement: Final = table(
+    "acknowledgement",
+    "Who agreed to what happened in an organisation, or will, and why; or the end of that. Append-only.",
+    primary(BIG, "id"),
+    required(UtcTime, "made_at"),
+    required(Text, "made_by"),
+    optional(Text, "ticket", "note"),
+    required(KEY, "org_id"),
+    optional(KEY, "flow_id", "user_id", "kind"),
+    optional(UtcTime, "after", "until"),
+    optional(BIG, "revokes"),
 )
 
 # ------------------------------------------------------------------------ what receivers know, and what a service keeps

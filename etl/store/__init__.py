@@ -20,6 +20,7 @@ from etl.domain.model import Fence, Outcome, RunStatus, State, Target
 from etl.domain.seal import targets_digest
 from etl.errors import SigningError
 from etl.store import (
+    acknowledgements,
     answers,
     commit,
     fences,
@@ -34,6 +35,7 @@ from etl.store import (
     story_writes,
     turnover,
 )
+from etl.store.acknowledgements import Acknowledged, NewAcknowledgement
 from etl.store.answers import CHANGES_WITH_DETAILS, Changed
 from etl.store.bulk import grouped
 from etl.store.commit import was_committed
@@ -59,7 +61,9 @@ from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 __all__ = [
     "CHANGES_WITH_DETAILS",
     "STALE",
+    "Acknowledged",
     "Changed",
+    "NewAcknowledgement",
     "NewRun",
     "Removals",
     "RunBegun",
@@ -289,6 +293,20 @@ class Store(Transactions):
         self._write(
             lambda connection: answers.add_details(connection, run_id, found, keep_body=keep_body),
             lambda _, connection: answers.details_were_added(connection, run_id, found),
+        )
+
+    def acknowledge(self, new: Sequence[NewAcknowledgement], now: dt.datetime) -> Acknowledged:
+        """Append who agreed to what, all or none."""
+        return self._write(
+            lambda connection: acknowledgements.acknowledge(connection, new, now),
+            lambda made, connection: acknowledgements.were_acknowledged(connection, made),
+        )
+
+    def revoke(self, number: int, by: str, note: str | None, now: dt.datetime) -> Acknowledged:
+        """Append that an acknowledgement counts no longer. Raises UsageError where it does not count now."""
+        return self._write(
+            lambda connection: acknowledgements.revoke(connection, number, by, note, now),
+            lambda made, connection: acknowledgements.were_acknowledged(connection, made),
         )
 
     def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     BindParameter,
     Column,
@@ -41,8 +42,10 @@ from etl.domain.model import RunStatus, latest_of
 from etl.domain.seal import signed_bytes
 from etl.errors import RunClosed
 from etl.schema import (
+    DIGEST_OF_NONE,
     TARGET_KEY,
     UtcTime,
+    acknowledgement,
     change_set,
     metadata,
     observation,
@@ -157,6 +160,7 @@ def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.D
         change_sets=seal.digest_of(encode(own_hash) for *_, own_hash in rows(_CHANGE_SETS)),
         issues=seal.digest_of(map(seal.encoded_row, rows(_ISSUES))),
         events=seal.digest_of_lists(map(seal.encoded_row, rows(source)) for source in _EVENTS),
+        acknowledgements=DIGEST_OF_NONE,
     )
 
 
@@ -182,7 +186,7 @@ def _counted(connection: Connection, run_id: int) -> dict[str, int]:
 # ----------------------------------------------------------------------------------------------------------- sealing
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """The one row of ``trail`` that is written; ``head`` is the parent of the next seal."""
 
     id: int
@@ -190,11 +194,22 @@ class _Head(NamedTuple):
     last_seal: int
     head: str
     sealed_at: dt.datetime
+    acknowledged_at: dt.datetime | None
+    """The latest acknowledgement, if one was made since the last seal."""
 
 
 _KNOWN: Final = ("schedule", "origin", "scheduled_for", "missed_slots", "started_at", "finished_at")
 _RUN_COLUMNS: Final = [sync_run.c[name] for name in ("targets_digest", *_KNOWN, *seal.SUMS)]
-_HEAD: Final = select(*(trail.c[name] for name in _Head._fields)).order_by(trail.c.id.desc()).limit(1).with_for_update()
+_HEAD: Final = select(*(trail.c[name] for name in Head._fields)).order_by(trail.c.id.desc()).limit(1).with_for_update()
+_SEALED_BEFORE: Final = exists().where(
+    run_seal.c.id == bindparam("last_seal"), run_seal.c.sealed_at >= acknowledgement.c.made_at
+)
+_ACKNOWLEDGED: Final = (
+    select(*(acknowledgement.c[name] for name in seal.ACKNOWLEDGEMENT))
+    .where(~_SEALED_BEFORE)
+    .order_by(acknowledgement.c.id)
+)
+"""Those since the last seal. Who makes one does so under the lock on the head, with a later time than that seal's."""
 
 
 def end(
@@ -228,8 +243,12 @@ def is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
 def _seal(
     connection: Connection, run: seal.SealedRun, digests: seal.Digests, now: dt.datetime, sign: Sign | None
 ) -> None:
-    head = _head(connection, now)
+    head = locked_head(connection, now)
     number, sealed_at = head.last_seal + 1, max(now, run.finished_at, head.sealed_at)
+    if head.acknowledged_at is not None:
+        sealed_at = max(sealed_at, head.acknowledged_at)
+        made = connection.execute(_ACKNOWLEDGED, {"last_seal": head.last_seal})
+        digests = msgspec.structs.replace(digests, acknowledgements=seal.acknowledgements_digest(made))
     own = seal.seal_hash(head.head, head.trail_id, number, run, digests, sealed_at)
     signature, key_id = sign(seal.signed_bytes(head.trail_id, number, own)) if sign else (None, None)
     row = {
@@ -245,7 +264,7 @@ def _seal(
     }
     connection.execute(insert(run_seal), row)
     advanced = update(trail).where(trail.c.id == head.id)
-    connection.execute(advanced.values(last_seal=number, head=own, sealed_at=sealed_at))
+    connection.execute(advanced.values(last_seal=number, head=own, sealed_at=sealed_at, acknowledged_at=None))
 
 
 def last_key_id(connection: Connection) -> str | None:
@@ -255,7 +274,7 @@ def last_key_id(connection: Connection) -> str | None:
     return key_id
 
 
-def _head(connection: Connection, now: dt.datetime) -> _Head:
+def locked_head(connection: Connection, now: dt.datetime) -> Head:
     """As ``stored_head``; the first seal of a database begins its trail."""
     head = stored_head(connection)
     if head is None and connection.dialect.name == "postgresql":
@@ -264,10 +283,11 @@ def _head(connection: Connection, now: dt.datetime) -> _Head:
     return head or begin_trail(connection, now)
 
 
-def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None = None) -> _Head:
+def begin_trail(connection: Connection, now: dt.datetime, copied: Head | None = None) -> Head:
     """Begin a trail for a database: a new one, or one that continues what was ``copied``."""
     last, parent = (copied.last_seal, copied.head) if copied else (0, None)
     created_at = max(now, copied.sealed_at) if copied else now
+    acknowledged_at = copied.acknowledged_at if copied else None
     trail_id = str(uuid.uuid4())
     head = seal.genesis(trail_id, created_at, parent)
     row = {
@@ -278,15 +298,16 @@ def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None =
         "last_seal": last,
         "head": head,
         "sealed_at": created_at,
+        "acknowledged_at": acknowledged_at,
     }
     number = connection.execute(insert(trail).values(row).returning(trail.c.id)).scalar_one()
-    return _Head(number, trail_id, last, head, created_at)
+    return Head(number, trail_id, last, head, created_at, acknowledged_at)
 
 
-def stored_head(connection: Connection) -> _Head | None:
+def stored_head(connection: Connection) -> Head | None:
     """The head, locked until the transaction ends; None if nothing was ever sealed."""
     row = connection.execute(_HEAD).first()
-    return None if row is None else _Head(*row)
+    return None if row is None else Head(*row)
 
 
 class LastSeal(NamedTuple):

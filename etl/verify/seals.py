@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine, Row, bindparam, exists, func, select
@@ -20,7 +22,7 @@ from etl.domain import seal
 from etl.domain.seal import signed_bytes
 from etl.errors import SigningError
 from etl.report.runs import TRAIL_OF_SEAL
-from etl.schema import run_seal, seal_timestamp, sync_run, trail
+from etl.schema import acknowledgement, run_seal, seal_timestamp, sync_run, trail
 from etl.verify.finding import Broken, Finding, Verbatim, require, shown
 from etl.verify.rows import BEFORE_ALL, as_read, pages
 from etl.verify.runs import Sealing, compare_runs
@@ -36,6 +38,9 @@ _SEALS: Final = select(run_seal, *(column.label(f"its_{column.name}") for column
 _TRAILS: Final = select(trail).order_by(trail.c.id)
 _BEFORE: Final = select(run_seal.c.seal, run_seal.c.sealed_at).where(run_seal.c.id == bindparam("id"))
 _SIGNED: Final = exists().where(run_seal.c.id <= bindparam("id"), run_seal.c.signature.is_not(None))
+_ACKNOWLEDGED: Final = select(*(acknowledgement.c[name] for name in seal.ACKNOWLEDGEMENT)).where(
+    acknowledgement.c.id > bindparam("after")
+)
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 _STAMPS_AT_ONCE: Final = 500
 _STAMPS: Final = select(seal_timestamp, run_seal.c.run_id, run_seal.c.seal, TRAIL_OF_SEAL.label("trail_id")).outerjoin(
@@ -118,6 +123,10 @@ class Links:
         self._number = since
         self._seal: str | None = None
         self._sealed_at = _LONG_AGO
+        self._acknowledged: deque[Row[Any]] = deque()
+        """What no seal so far covers, by time: a seal covers what was made since the one before, until its own time."""
+        self._read_acknowledgement = self._last_acknowledgement = 0
+        """The highest id that was read, and that of the last one that a seal so far covers."""
         self._trails: Sequence[Row[Any]] = ()
         self._trail_id = ""
         self._signatures = Signatures(keys, sealing)
@@ -137,6 +146,7 @@ class Links:
             nonlocal heads
             if not self._trails:
                 self._begin(connection)
+            self._read_acknowledgements(connection)
             heads = connection.execute(_TRAILS).all() if len(rows) < _SEALS_AT_ONCE else ()
             return rows
 
@@ -154,9 +164,24 @@ class Links:
             if before is None:
                 raise Broken("run_seal", Verbatim(f"a seal {self._number}"), Verbatim("missing"))
             self._seal, self._sealed_at = before
+            self._read_acknowledgements(connection)
+            self._last_acknowledgement = max((row.id for row in self._made_until(self._sealed_at)), default=0)
         for each in self._trails:
             if each.first_seal <= self._number:
                 self._trail_id = each.trail_id
+
+    def _read_acknowledgements(self, connection: Connection) -> None:
+        """Read those that have come since the last time."""
+        found = connection.execute(_ACKNOWLEDGED, {"after": self._read_acknowledgement}).all()
+        self._acknowledged = deque(sorted([*self._acknowledged, *found], key=attrgetter("made_at", "id")))
+        self._read_acknowledgement = max((row.id for row in found), default=self._read_acknowledgement)
+
+    def _made_until(self, at: dt.datetime | None) -> list[Row[Any]]:
+        """Take the acknowledgements until then; None: all that are left."""
+        taken = []
+        while self._acknowledged and (at is None or self._acknowledged[0].made_at <= at):
+            taken.append(self._acknowledged.popleft())
+        return taken
 
     def _link(self, row: Row[Any]) -> Iterator[Finding]:
         number = self._number + 1
@@ -165,7 +190,7 @@ class Links:
         self._enter(number)
         self._number, self._sealing.last = number, number
         self._sealing.seals += 1
-        for require_it in (self._require, self._signatures.require):
+        for require_it in (self._require, self._signatures.require, self._require_acknowledgements):
             try:
                 require_it(row, self._trail_id)
             except Broken as broken:
@@ -195,6 +220,17 @@ class Links:
             by = Verbatim(f"'{computed}' by the row of its run, and its digests")
             raise Broken(f"{place}.seal", by, row.seal)
 
+    def _require_acknowledgements(self, row: Row[Any], trail_id: str) -> None:
+        made = self._made_until(max(row.sealed_at, self._sealed_at))
+        require("run_seal.acknowledgements_digest", seal.acknowledgements_digest(made), row.acknowledgements_digest)
+        self._require_numbers(made)
+
+    def _require_numbers(self, made: Sequence[Row[Any]]) -> None:
+        """Raise Broken unless these are the next ones, and none is missing."""
+        for row in made:
+            number, self._last_acknowledgement = self._last_acknowledgement + 1, row.id
+            require("acknowledgement.id", number, row.id)
+
     def _require_head(self, trails: Sequence[Row[Any]]) -> None:
         """Raise Broken unless the trail's head is the last seal: this reveals seals that were cut off."""
         least, head = 1, trails[-1]
@@ -205,6 +241,9 @@ class Links:
             least = each.first_seal
         if head.first_seal > self._number:
             self._enter(head.first_seal)
+        unsealed = self._made_until(None)
+        self._require_numbers(unsealed)
+        require("trail.acknowledged_at", unsealed[-1].made_at if unsealed else None, head.acknowledged_at)
         require("trail.last_seal", self._number, head.last_seal)
         require("trail.head", self._seal, head.head)
         if head.first_seal <= self._number:

@@ -384,7 +384,7 @@ def pruned_issues() -> None:
 
 
 def run_seal() -> None:
-    digests = ("targets_digest", "change_sets_digest", "issues_digest", "events_digest")
+    digests = (*("targets_digest", "change_sets_digest", "issues_digest", "events_digest"), "acknowledgements_digest")
     create(
         "run_seal",
         sa.Column("id", BIG, autoincrement=False, nullable=False),
@@ -430,6 +430,7 @@ def trail() -> None:
         number("last_seal"),
         text("head"),
         time("sealed_at"),
+        time("acknowledged_at", null=True),
         primary("trail", "id"),
         unique("trail", "trail_id"),
         checks={
@@ -439,7 +440,7 @@ def trail() -> None:
             "digests": sha256("head"),
         },
         comment="This trail, after those that it was copied from. Append-only, but for the head: the last seal, its "
-        "hash (what the next one has as parent) and its time.",
+        "hash (what the next one has as parent), its time, and the last acknowledgement since.",
     )
 
 
@@ -669,6 +670,37 @@ def org_step() -> None:
     index("org_step", "run_id")
 
 
+def acknowledgement() -> None:
+    scope = ("flow_id", "user_id", "kind", "after", "until")
+    create(
+        "acknowledgement",
+        sa.Column("id", BIG, autoincrement=False, nullable=False),
+        time("made_at"),
+        text("made_by"),
+        text("ticket", null=True),
+        text("note", null=True),
+        key("org_id"),
+        key("flow_id", null=True),
+        key("user_id", null=True),
+        key("kind", null=True),
+        time("after", null=True),
+        time("until", null=True),
+        number("revokes", null=True),
+        primary("acknowledgement", "id"),
+        unique("acknowledgement", "revokes"),
+        checks={
+            "id": "id >= 1 AND made_by <> '' AND org_id <> ''",
+            "kind": one_of("kind", *dict.fromkeys((*EVENT_KINDS, *KINDS))),
+            "interval": "after < until",
+            "revokes": "revokes IS NULL OR "
+            f"(revokes < id AND ticket IS NULL AND {' AND '.join(f'{name} IS NULL' for name in scope)})",
+        },
+        comment="Who agreed to what happened in an organisation, or will, and why; or the end of that. Append-only.",
+    )
+    scoped = ("org_id", "flow_id", "until", "after", "kind", "user_id", "revokes", "id")
+    index("acknowledgement", *scoped, name="ix_acknowledgement_scope")
+
+
 def overdue_notice() -> None:
     create(
         "overdue_notice",
@@ -739,6 +771,7 @@ TRAIL = {
     "answer": "data_hash = NEW.data_hash",
     "org_event": "event_id = NEW.event_id",
     "org_step": "id = NEW.id",
+    "acknowledgement": "id = NEW.id OR revokes = NEW.revokes",
 }
 """The append-only tables, and the condition under which a new row would replace an existing one."""
 ALTERED = {"trail": " OF id, trail_id, created_at, reason, first_seal"}
@@ -790,7 +823,7 @@ def append_only_on_postgresql() -> None:
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
     history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail, answer)
-    story = (org_event, org_flow, org_loss, org_state, org_step)
+    story = (org_event, org_flow, org_loss, org_state, org_step, acknowledgement)
     notes = (overdue_notice, condition, verification, lease)
     for make in (*tables, *history, org_turnover, *story, roster, roster_user, *notes):
         make()

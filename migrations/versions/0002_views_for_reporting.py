@@ -61,9 +61,43 @@ LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest
 WHERE t.retired_at IS NULL
 """
 
-LIST_CHANGE = """
+# Who agreed to an event or a change: the latest acknowledgement that covers it and was not revoked, if there is any at
+# all. Subqueries, so that whoever does not ask for the columns pays nothing, and planners need not guess how many there
+# are. Two lookups in the index over scopes, for the workflow and for any: for one with OR, PostgreSQL reads the rows.
+COVERING = """
+           SELECT a.id FROM acknowledgement a
+           WHERE a.org_id = {org_id} AND a.flow_id {flow_id} AND a.revokes IS NULL
+             AND (a.until IS NULL OR a.until > {last_unchanged_at}) AND (a.after IS NULL OR a.after < {observed_at})
+             AND (a.kind IS NULL OR a.kind = {kind}) AND (a.user_id IS NULL OR a.user_id = {user_id})
+             AND a.id NOT IN (SELECT r.revokes FROM acknowledgement r WHERE r.revokes IS NOT NULL)"""
+LATEST_COVERING = """CASE WHEN EXISTS (SELECT 1 FROM acknowledgement){but} THEN (
+       SELECT k.{column} FROM acknowledgement k WHERE k.id = (SELECT max(covering.id) FROM ({one}
+           UNION ALL{all}) covering)) END"""
+
+
+def acknowledged(but: str = "", **event: str) -> str:
+    """The columns that say who agreed to an event, of which these expressions are the columns."""
+    one = COVERING.format(**event | {"flow_id": f"= {event['flow_id']}"})
+    found = {"but": but, "one": one, "all": COVERING.format(**event | {"flow_id": "IS NULL"})}
+    return f"""
+       CAST({LATEST_COVERING.format(column="ticket", **found)} AS TEXT) AS ticket,
+       CAST({LATEST_COVERING.format(column="made_by", **found)} AS TEXT) AS acknowledged_by,
+       CAST({LATEST_COVERING.format(column="made_at", **found)} AS @time) AS acknowledged_at"""
+
+
+TIMES = ("last_unchanged_at", "observed_at")
+OF_AN_EVENT = {name: f"e.{name}" for name in ("org_id", "flow_id", "kind", "user_id", *TIMES)}
+OF_A_CHANGE = {
+    **{name: f"t.{name}" for name in ("org_id", "user_id")},
+    **{name: f"c.{name}" for name in ("flow_id", "kind")},
+    **{name: f"s.{name}" for name in TIMES},
+}
+
+LIST_CHANGE = f"""
 SELECT c.change_set_id, s.run_id, t.org_id, t.user_id, t.expression, c.flow_id, @kind AS kind, c.old_name, c.new_name,
-       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at
+       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at,{
+    acknowledged(" AND s.kind = 'delta'", **OF_A_CHANGE)
+}
 FROM workflow_change c
 JOIN change_set s ON s.id = c.change_set_id
 JOIN target t ON t.id = s.target_id
@@ -116,14 +150,14 @@ WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coal
 """
 
 # The end of each run writes the events and states of organisations into tables (docs/organisation.md).
-ORG_WORKFLOW_EVENT = """
+ORG_WORKFLOW_EVENT = f"""
 SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
        e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after,
        e.proven_for_all, e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time,
        (SELECT p.freq FROM workflow_detail p
         WHERE p.id = (SELECT max(earlier.id) FROM workflow_detail earlier
                       WHERE earlier.org_id = d.org_id AND earlier.flow_id = d.flow_id AND earlier.id < d.id)
-       ) AS old_freq, d.freq AS new_freq, d.enos_timezone
+       ) AS old_freq, d.freq AS new_freq, d.enos_timezone,{acknowledged(**OF_AN_EVENT)}
 FROM org_event e
 LEFT JOIN run_seal s ON s.run_id = e.run_id
 LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run
@@ -244,6 +278,11 @@ _STORY = {
     "org_id": "the organisation",
     "flow_id": "the workflow",
 }
+_ACKNOWLEDGED = {
+    "ticket": "the ticket of the latest acknowledgement that covers it and was not revoked; null: none, or without one",
+    "acknowledged_by": "who made that; null: nobody acknowledged it",
+    "acknowledged_at": "when that was made; null: nobody acknowledged it",
+}
 _CHANGE = _LIST | {
     "change_set_id": "the version of the list that the change belongs to",
     "run_id": "the run that observed it",
@@ -257,6 +296,7 @@ _CHANGE = _LIST | {
     "new_editable": "whether the user can edit it, after",
     "last_unchanged_at": "it happened after this; null for a first list",
     "observed_at": "and not after this",
+    **_ACKNOWLEDGED,
 }
 COLUMNS = {
     "list_workflow": _LIST
@@ -345,6 +385,7 @@ COLUMNS = {
         "old_freq": "its schedule as EnOS had said it before, a Quartz cron expression; null where it was never asked",
         "new_freq": "its schedule as EnOS said it then",
         "enos_timezone": "the time zone of its clock, as it said then, such as GMT+8; null where it did not say",
+        **_ACKNOWLEDGED,
     },
     "org_workflow": _STORY
     | {

@@ -44,7 +44,8 @@ def event(number: int, name: str | None, at: dt.datetime = START) -> ListChange:
     flag = (True, False, None)[number % 3]
     before = None if number % 2 else at - dt.timedelta(microseconds=1)
     return ListChange(
-        number, 2**53 + 1, "o1", "u1", "", f"-{number}", "renamed", None, name, "D", None, None, flag, before, at
+        *(number, 2**53 + 1, "o1", "u1", "", f"-{number}", "renamed", None, name, "D", None, None, flag, before, at),
+        *(name, name, before),
     )
 
 

@@ -18,8 +18,7 @@ from etl.report.listings import STATES
 from etl.schema import org_event, org_step, sync_run, target, target_membership
 from etl.store import NewRun, Store, story_rows, story_writes
 from etl.store.story import Step
-from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
-from tests.organisation.runs import Simulation
+from tests.organisation.mirror import EPOCH, RUN, MirroredSimulation, Small, moment
 from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import HOUR, START, Setting
 from tests.support.builders import UNCHECKED, after, flow, judged, numbered, snapshot
@@ -51,13 +50,6 @@ def recorded(engine: Engine, after: int) -> tuple[list[tuple[Any, ...]], int]:
         rows = connection.execute(query).mappings().all()
     last = max((row["event_id"] for row in rows), default=after)
     return sorted((tuple(row[name] for name in COLUMNS) for row in rows), key=repr), last
-
-
-class MirroredSimulation(Simulation):
-    def __init__(self, setting: Setting, seed: int, engine: Engine) -> None:
-        super().__init__(setting, seed)
-        self.state = Mirror(self.state.gaps)
-        self.state.of(engine)
 
 
 def played(engine: Engine, setting: Setting, seed: int, runs: int) -> int:

@@ -17,8 +17,9 @@ from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.schema import target
 from etl.store import NewRun, Store
 from etl.store.story import Step, StoryStep, read_steps
+from tests.organisation.runs import Simulation
 from tests.organisation.state import KnownState
-from tests.organisation.world import HOUR, START
+from tests.organisation.world import HOUR, START, Setting
 from tests.support.builders import UNCHECKED, set_coverage_gap, snapshot
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -74,6 +75,15 @@ class Mirror(KnownState):
         judgements = super().step(decided_at, began)
         self.store.derive_events(self.run_id, moment(began), lambda: moment(decided_at))
         return judgements
+
+
+class MirroredSimulation(Simulation):
+    """A simulation in a database, too."""
+
+    def __init__(self, setting: Setting, seed: int, engine: Engine) -> None:
+        super().__init__(setting, seed)
+        self.state = Mirror(self.state.gaps)
+        self.state.of(engine)
 
 
 class Small:

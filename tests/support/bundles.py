@@ -116,6 +116,11 @@ class Story:
         seal_from(self.rows, number, self.sign)
         return number
 
+    def acknowledge(self, org_id: str, **values: Any) -> None:
+        row = {name: values.get(name) for name in seal.ACKNOWLEDGEMENT} | {"made_by": "Zoë", "org_id": org_id}
+        row |= {"id": len(self.rows["acknowledgements"]) + 1, "made_at": self.now + MINUTE}
+        self.rows["acknowledgements"].append(row)
+
     def _observe(self, run: int, target: Target, answer: Answer, approved_by: str | None) -> None:
         seen = self.targets.setdefault(target, Seen())
         if isinstance(answer, Lost):
@@ -279,7 +284,7 @@ def seal_from(rows: Rows, number: int, sign: Sign | None) -> None:
     row = next(each for each in rows["seals"] if each["id"] == number)
     run = next(each for each in rows["runs"] if each["id"] == row["run_id"])
     digests = digests_of(rows, run)
-    row |= {f"{name}_digest": getattr(digests, name) for name in ("targets", "change_sets", "issues", "events")}
+    row |= {f"{name}_digest": getattr(digests, name) for name in seal.Digests.__struct_fields__}
     names = ("schedule", "origin", "scheduled_for", "missed_slots", "status", "started_at", "finished_at")
     sealed = seal.SealedRun(run_id=run["id"], sums=[run[n] for n in seal.SUMS], **{name: run[name] for name in names})
     trail_id = trail_of(rows, number)["trail_id"]
@@ -295,12 +300,21 @@ def digests_of(rows: Rows, run: Row) -> seal.Digests:
     def encoded(listed: Iterable[Row], columns: Sequence[str]) -> list[bytes]:
         return [seal.encoded_row(row[name] for name in columns) for row in listed]
 
+    number = next(row["id"] for row in rows["seals"] if row["run_id"] == run["id"])
+    times = [START, *(row["sealed_at"] for row in rows["seals"] if row["id"] in (number - 1, number))][-2:]
+    acknowledged = [(row["made_at"], row["id"], hash_of_acknowledgement(row)) for row in rows["acknowledgements"]]
+    acknowledged += [(row["made_at"], row["id"], row["hash"]) for row in rows["other_acknowledgements"]]
     return seal.Digests(
         targets=seal.targets_digest(asked_by(rows, run)),
         change_sets=chain.digest([row["hash"] for row in made]),
         issues=seal.digest_of(encoded(sorted(own["issues"], key=target_of), seal.ISSUE)),
         events=seal.digest_of_lists(map(encoded, (own[file] for file in check.EVENTS), seal.EVENTS.values())),
+        acknowledgements=chain.digest([each[2] for each in sorted(acknowledged) if times[0] < each[0] <= times[1]]),
     )
+
+
+def hash_of_acknowledgement(row: Row) -> str:
+    return seal.acknowledgement_hash(row[name] for name in seal.ACKNOWLEDGEMENT)
 
 
 def asked_by(rows: Rows, run: Row) -> set[Target]:
@@ -435,10 +449,14 @@ def between(story: Story, begin: dt.datetime, end: dt.datetime) -> Rows:
 
 def only(story: Story, org_id: str) -> Rows:
     """The rows of a bundle about one organisation, where no run asked users of two."""
+    others = [row for row in story.rows["acknowledgements"] if row["org_id"] != org_id]
     rows = {
         name: [row for row in listed if row.get("org_id", org_id) == org_id]
         for name, listed in copy.deepcopy(story.rows).items()
     }
+    rows["other_acknowledgements"] = [
+        {"id": row["id"], "made_at": row["made_at"], "hash": hash_of_acknowledgement(row)} for row in others
+    ]
     for run in rows["runs"]:
         if any(target.org_id != org_id for target in asked_by(story.rows, run)):
             run |= {"scope": {}, "opened": "no"}
@@ -487,6 +505,8 @@ def some_days(sign: Sign | None = None) -> Story:
     story.run({ANN: one, BEN: many}, joins=[ANN, BEN])
     story.run({ANN: one, BEN: many})
     story.run({ANN: two, BEN: Failed()})
+    story.acknowledge("o1", flow_id="1", kind="renamed", after=START - MINUTE, until=START + MINUTE, ticket="4711")
+    story.acknowledge("o1", flow_id="2", user_id="ann", note="by mistake")
     story.run({ANN: two, BEN: many})
     story.run({ANN: Failed("http_503"), BEN: Failed(None, "stale")})
     story.run({ANN: two, BEN: Held([Flow("100", "new name", "W", True), *many[8:]])})
@@ -499,6 +519,8 @@ def some_days(sign: Sign | None = None) -> Story:
         origin="approval",
         approved_by="Zoë",
     )
+    story.acknowledge("o2", until=START)
+    story.acknowledge("o1", revokes=2)
     story.run({CAT: []}, schedule="wind", joins=[CAT])
     story.run({ANN: two[:2], BEN: many[8:]}, besides={"details": DETAIL, "org_events": EVENT})
     story.begin_trail("0b0f6a1e-0c55-4f6e-8f21-1f9a3f6f7d02")

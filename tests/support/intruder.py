@@ -109,7 +109,9 @@ class Intruder:
             " AND conrelid > 0 AND coninhcount = 0 AND connamespace = current_schema()::regnamespace"
         )
         dropped = [f"ALTER TABLE {row['owner']} DROP CONSTRAINT {row['conname']}" for row in constraints]
-        return dropped + [f"ALTER TABLE {table} DISABLE TRIGGER ALL" for table in (*PROVEN, "run_seal")]
+        return dropped + [
+            f"ALTER TABLE {table} DISABLE TRIGGER ALL" for table in (*PROVEN, "run_seal", "acknowledgement")
+        ]
 
 
 def _keys(table: str) -> list[str]:

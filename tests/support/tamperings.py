@@ -324,6 +324,22 @@ ALTERED: dict[str, tuple[str, Tamper]] = {
     "a_signature_taken_away": (
         r"seal 5: is not signed, though a seal before it was", Which("seals", id=5).put(signature=None, key_id=None),
     ),
+    "an_acknowledgement_under_another_ticket": (
+        r"run 4 \(seal 4\): acknowledgements_digest", Which("acknowledgements").put(ticket="4712"),
+    ),
+    "an_acknowledgement_with_a_wider_scope": (
+        r"run 4 \(seal 4\): acknowledgements_digest", Which("acknowledgements").put(until=None),
+    ),
+    "an_acknowledgement_inserted": (
+        r"run 11 \(seal 11\): acknowledgements_digest", Which("acknowledgements", nth=3).copy(id=5, revokes=1),
+    ),
+    "an_acknowledgement_back_dated": (
+        r"run 3 \(seal 3\): acknowledgements_digest", Which("acknowledgements").put(made_at=plus(-3 * MINUTE)),
+    ),
+    "an_acknowledgement_removed": (
+        r"run 11 \(seal 11\): acknowledgements_digest", Which("acknowledgements", id=3).drop,
+    ),
+    "a_revocation_removed": (r"run 11 \(seal 11\): acknowledgements_digest", Which("acknowledgements", id=4).drop),
     "a_trail_that_began_earlier": (r"seal 1: parent", Which("trails").put(created_at=plus(-365 * DAY))),
 }  # fmt: skip
 TAMPERINGS |= {name: altered(place, do) for name, (place, do) in ALTERED.items()}
@@ -599,14 +615,14 @@ OF_A_PART: dict[str, tuple[str, Redraft]] = {
 }
 OF_ONE_ORGANISATION: dict[str, tuple[str, Redraft]] = {
     "another_organisation": (
-        r"memberships\.jsonl, line 1: is of the organisation 'o1', and the bundle of 'o9'", fields(org_id="o9"),
+        r"acknowledgements\.jsonl, line 1: is of the organisation 'o1', and the bundle of 'o9'", fields(org_id="o9"),
     ),
     "one_organisation_called_all": (rf"run 11 \(seal 11\): {SHUT}", fields(org_id=None)),
     "an_organisation_with_a_shorter_period": (rf"run 1 \(seal 1\): {OPENED}", fields(since=SEALED[7])),
 }  # fmt: skip
 OF_ALL: dict[str, tuple[str, Redraft]] = {
     "all_organisations_called_one": (
-        r"memberships\.jsonl, line 3: is of the organisation 'o2', and the bundle of 'o1'", fields(org_id="o1"),
+        r"acknowledgements\.jsonl, line 3: is of the organisation 'o2', and the bundle of 'o1'", fields(org_id="o1"),
     ),
     "a_bundle_made_before_its_last_seal": (
         r"manifest\.json: made_at is 2026-01-01 00:00:00\+00:00, before the last seal was made",
@@ -780,6 +796,23 @@ IN_DATABASE = {
         f"""INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');
         {copied("target_membership", target_id=99)}""",
         "run 1 (seal 1): run_seal.events_digest", "run 1 (seal 1): events_digest"),
+    "an acknowledgement under another ticket": InDatabase(
+        "UPDATE acknowledgement SET ticket = 'CHG-2' WHERE ticket = 'CHG-1'",
+        "run 4 (seal 4): run_seal.acknowledgements_digest", "run 4 (seal 4): acknowledgements_digest"),
+    "an acknowledgement inserted": InDatabase(
+        copied("acknowledgement", id=4),
+        "run 4 (seal 4): run_seal.acknowledgements_digest", "run 4 (seal 4): acknowledgements_digest"),
+    "an acknowledgement back-dated": InDatabase(
+        f"UPDATE acknowledgement SET made_at = {EARLY} WHERE id = 1",
+        "run 1 (seal 1): run_seal.acknowledgements_digest", "run 1 (seal 1): acknowledgements_digest"),
+    "an acknowledgement removed": InDatabase(
+        "DELETE FROM acknowledgement WHERE id = 1",
+        "run 4 (seal 4): run_seal.acknowledgements_digest", "run 4 (seal 4): acknowledgements_digest"),
+    "a revocation removed": InDatabase(
+        "DELETE FROM acknowledgement WHERE revokes = 2",
+        "run 5 (seal 5): run_seal.acknowledgements_digest", "run 5 (seal 5): acknowledgements_digest"),
+    "an acknowledgement that the head does not know": InDatabase(
+        copied("acknowledgement", id=4, made_at=LATE), "trail.acknowledged_at should be"),
     "pruned issues are not told": InDatabase(
         "DELETE FROM pruned_issues",
         "run 3 (seal 3): sync_run.failed should be 0, but is 1", "run 3 (seal 3): issues_digest"),

@@ -17,7 +17,7 @@ from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.errors import Refused
 from etl.signing.timestamps import TimeStamp
-from etl.store import NewRun, Store
+from etl.store import NewAcknowledgement, NewRun, Store
 from etl.store.seals import Sign
 from etl.verify import heads, seal_lines, verify
 from tests.support import checker, story_checker
@@ -52,6 +52,11 @@ class House(Runs):
     def approve(self, target: Target) -> sync.RunReport:
         return self.run([target], by="ada")
 
+    def acknowledge(self, *scopes: dict[str, Any]) -> None:
+        """Each an acknowledgement of ann's organisation, by ada."""
+        new = [NewAcknowledgement(made_by="ada", org_id=ANN.org_id, **scope) for scope in scopes]
+        self.store.acknowledge(new, now())
+
     def stamp_last_seal(self, authority: Callable[[bytes], TimeStamp]) -> None:
         last = self.store.last_seal()
         assert last is not None
@@ -69,7 +74,12 @@ def live(house: House) -> None:
     house.serve({"plants": [ANN, BEN]})
     house.upstream.says = lambda target, n: lists[target]
     lists[BEN] = numbered(1, 2)
+    house.acknowledge(
+        {"flow_id": "7", "kind": "appeared", "ticket": "CHG-1", "note": "as planned", "until": now()},
+        {"user_id": BEN.user_id, "after": now()},
+    )
     house.serve({"plants": [ANN, BEN, DAN]})
+    house.store.revoke(2, "ada", None, now())
     lists[BEN] = numbered(1, 3)
     house.serve({"plants": [ANN, BEN, DAN]})
     house.approve(BEN)

@@ -82,6 +82,7 @@ Proven: changes: 10 versions of lists, with 10 workflows added, 10 removed, 2 cy
 editable or not.
 Proven: holds: 9 removals and changes began to wait for a person, 5 came back, 4 were approved.
 Proven: approvals: 1, by 'Zoë'.
+Proven: acknowledgements: 4, by 'Zoë'; 1 of them revoked. They cover 1 of the 1 events of organisations that are here.
 Proven: kept answers: 10 of 10 versions have their answer, and 6 of 6 holds.
 Claimed: made at 2026-04-01 00:00:00+00:00. The newest seal in it is 18, of 2026-03-01 04:51:00+00:00.
 Claimed: who failed was deleted when its time had come, of runs: 1. How many failed is proven.

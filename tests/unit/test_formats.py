@@ -27,7 +27,7 @@ from tests.support.golden.calculation import calculated
 GOLDEN = Path(__file__).parents[1] / "support" / "golden"
 UNALTERED = {
     "change-1.json": "2dd8e45ef91caaa972d8e0113b292e0359675e5381198b953e753319a86c0efc",
-    "seal-1.json": "692924c679f265dea4a86bb3e19d061d0f23776ab45deb504bb132dbf3c014ff",
+    "seal-1.json": "c2aec9b17462235ba731ee0bf24dd1eab0ca1220fc003d6a6739f10156ff233e",
 }
 CASES = {file: json.loads((GOLDEN / file).read_text("utf-8")) for file in UNALTERED}
 
@@ -69,9 +69,11 @@ def change_set_of(content: list[Any]) -> ChangeSet:
 
 
 def seal_of(content: list[Any]) -> tuple[str, int, seal.SealedRun, seal.Digests, dt.datetime]:
-    tag, trail_id, number, *run, targets, change_sets, issues, events, sealed_at = content
+    tag, trail_id, number, *run, targets, change_sets, issues, events, acknowledgements, sealed_at = content
     assert tag == "seal/1"
-    digests = seal.Digests(targets=targets, change_sets=change_sets, issues=issues, events=events)
+    digests = seal.Digests(
+        targets=targets, change_sets=change_sets, issues=issues, events=events, acknowledgements=acknowledgements
+    )
     return trail_id, number, seal.SealedRun(**dict(zip(RUN_FIELDS, run, strict=True))), digests, sealed_at
 
 
@@ -99,6 +101,8 @@ COMPUTE: dict[str, Callable[[str, Any], str]] = {
     "change sets": lambda _, c: seal.digest_of(map(chain.encode, c)),
     "issues": lambda _, c: seal.digest_of(map(seal.encoded_row, c)),
     **dict.fromkeys(("no events", "events"), lambda _, c: digest_of_events(c)),
+    **dict.fromkeys(("acknowledgement", "revocation"), lambda _, c: seal.acknowledgement_hash(c)),
+    "acknowledgements": lambda _, c: seal.digest_of(map(chain.encode, c)),
     **dict.fromkeys(("seal", "seal of a maintenance run"), hash_seal),
 }
 
@@ -184,6 +188,13 @@ def test_an_event_of_one_kind_is_not_one_of_another() -> None:
     assert digest_of_events([*others, [*details, *pruned], organisation, []]) != digest_of_events(EVENTS)
 
 
+def test_the_digest_of_acknowledgements_is_that_of_their_hashes() -> None:
+    given = [CASES["seal-1.json"][name] for name in ("acknowledgement", "revocation", "acknowledgements")]
+    one, other, both = ([read(each["content"]), each["sha256"]] for each in given)
+    assert seal.acknowledgements_digest([one[0], other[0]]) == both[1] == CASES["seal-1.json"]["seal"]["content"][-2]
+    assert len(one[0]) == len(seal.ACKNOWLEDGEMENT)
+
+
 def test_a_seal_with_too_few_sums_is_refused() -> None:
     trail_id, number, run, digests, at = SEAL
     short = msgspec.structs.replace(run, sums=run.sums[:-1])
@@ -224,7 +235,7 @@ def test_a_change_set_can_be_read_back_from_the_bytes_that_are_hashed(change_set
 
 
 @STEADY
-@given(texts, counts, counts, texts | st.none(), texts, times | st.none(), times, times, st.lists(counts, min_size=12, max_size=12), st.lists(hashes, min_size=4, max_size=4), times)  # fmt: skip  # noqa: E501
+@given(texts, counts, counts, texts | st.none(), texts, times | st.none(), times, times, st.lists(counts, min_size=12, max_size=12), st.lists(hashes, min_size=5, max_size=5), times)  # fmt: skip  # noqa: E501
 def test_a_seal_can_be_read_back_from_the_bytes_that_are_hashed(
     trail_id: str, number: int, run_id: int, schedule: str | None, origin: str, slot: dt.datetime | None,
     started_at: dt.datetime, finished_at: dt.datetime, sums: list[int], digests: list[str], sealed_at: dt.datetime,
@@ -232,7 +243,7 @@ def test_a_seal_can_be_read_back_from_the_bytes_that_are_hashed(
     flat = [trail_id, number, run_id, schedule, origin, slot, 0, "partial", started_at, finished_at, sums]
     one = seal_of(["seal/1", *flat, *digests, sealed_at])
     content = json.loads(seal.seal_content(*one))
-    for place in (6, 9, 10, 16):
+    for place in (6, 9, 10, 17):
         content[place] = moment(content[place])
     assert seal_of(content) == one
 
