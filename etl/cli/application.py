@@ -6,9 +6,9 @@ import datetime as dt
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import msgspec
 from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
 from etl.config.slots import time_zone
+from etl.errors import DatabaseError
 from etl.system.clock import utc_now
 
 if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command that only reads needs neither
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command t
     from etl.domain.guard import Limits
     from etl.domain.model import Origin, Target
     from etl.gateway import Exchange, Gateway
+    from etl.notify import WebhookSender
     from etl.signing.keys import SigningKey
     from etl.store import Store
     from etl.sync import DetailLimits, Rosters, RunContext, RunReport
@@ -34,6 +36,8 @@ if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command t
 _BATCHES_AT_ONCE = 2
 """While one batch is written, the next one is fetched."""
 _WRITERS = 2
+_WEBHOOK_SECONDS = 10.0
+"""How long a command sends events after its run."""
 _DOWN_AFTER = 3
 """This many times ``concurrency`` targets in a row without an answer mean that the gateway is down."""
 
@@ -138,6 +142,40 @@ class Application(ExitStack):
             from etl.service.maintenance import keep_heads_once
 
             keep_heads_once(Path(file), self.engine, utc_now())
+
+    def webhooks(self, store: Store, is_active: Callable[[], bool], *, at_once: bool = False) -> list[WebhookSender]:
+        """What sends each [[webhook]] its events, not started yet. ``at_once``: also those that want to be left alone
+        for some time."""
+        from etl.notify import WebhookSender
+
+        return [
+            WebhookSender(self.engine, store, each, is_active=is_active, clock=utc_now, at_once=at_once)
+            for each in self.settings.webhook
+        ]
+
+    @contextmanager
+    def telling_webhooks(self, store: Store) -> Iterator[None]:
+        """For a command's run in the block: webhooks begin before it, and get its events after it, unless a service is
+        active, which sends them. It takes a limited time: what is left comes with the next run."""
+        if not self.settings.webhook:
+            yield
+            return
+        from etl.cli import console
+        from etl.notify import flush
+        from etl.service.replica import LEASE
+
+        senders = self.webhooks(store, lambda: not self.stop.is_set())
+        if new := {each.name for each in senders} - store.known_webhooks().keys():
+            store.begin_webhooks(new, utc_now())
+        yield
+        try:
+            others = self.stop.is_set() or store.lease_holder(LEASE) is not None
+        except DatabaseError as error:
+            console.complain(f"No webhook is sent anything now: {error} It is sent later.", "yellow")
+            return
+        for each in () if others else flush(senders, _WEBHOOK_SECONDS):
+            why = each.status().why or "it did not answer in time"
+            console.complain(f"The webhook {each.name} has not got everything: {why}. The rest comes later.", "yellow")
 
     def rosters(self, store: Store) -> Rosters:
         """The rosters that schedules use."""

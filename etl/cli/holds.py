@@ -102,8 +102,10 @@ def approve(
                 )
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
             targets = [each.target for each in held]
-            context = app.run_context(app.sealing_store())
-            done = app.run("approval", targets, context=context, approval=Approval(signature, scopes))
+            store = app.sealing_store()
+            with app.telling_webhooks(store):
+                context = app.run_context(store)
+                done = app.run("approval", targets, context=context, approval=Approval(signature, scopes))
             app.keep_heads()
     if done is None:
         console.json(None) if options.json else console.say("Nothing is held.")

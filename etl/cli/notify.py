@@ -15,12 +15,13 @@ from etl import database
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.options import Options, shared
-from etl.config import Schedule, Settings
+from etl.config import Schedule, Settings, WebhookSettings
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.log import get_logger
 from etl.notify import (
     Alarm,
+    Endpoint,
     Freshness,
     Message,
     Notifier,
@@ -29,7 +30,11 @@ from etl.notify import (
     Subscription,
     Timing,
     UnusableReceiver,
+    WebhookSender,
+    WebhookStatus,
+    flush,
     receivers,
+    test_batch,
 )
 from etl.printable import counted
 from etl.report import health
@@ -45,25 +50,27 @@ _PATIENCE_SECONDS = 60.0
 _OUTAGE = dt.timedelta(minutes=1)
 """A shorter outage of the database is not reported."""
 _AT_ONCE = 8
+_WEBHOOK_REMEDY = "`flowtrail notify --test` tries it; it gets everything later."
 _TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notifications. Nothing has happened.")
 
 
 @click.command()
-@click.option("--test", is_flag=True, help="Send a test message to every receiver.")
+@click.option("--test", is_flag=True, help="Send a test message to every receiver and webhook.")
 @shared("json", "config")
 def notify(options: Options, test: bool) -> None:
-    """Send what receivers have not been told yet, if no service does; with --test, try each receiver."""
+    """Send what receivers and webhooks have not been told yet, if no service does; with --test, try each."""
     with options.application() as app:
-        if not app.settings.notify:
-            raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
-        results = list(_tested(app.settings)) if test else [("digests", _send_pending(app))]
+        if not (app.settings.notify or app.settings.webhook):
+            raise UsageError("There is no [[notify]] or [[webhook]] in the settings: docs/notify.md shows one.")
+        results = list(_tested(app.settings)) if test else list(_send_pending(app))
     if not options.json:
         for name, wrong in results:
             console.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
     elif test:
         console.json([{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results])
     else:
-        console.json({"told": results[0][1] is None, "why": results[0][1]})
+        why = next((wrong for _, wrong in results if wrong is not None), None)
+        console.json({"told": why is None, "why": why})
     if any(wrong is not None for _, wrong in results):
         raise Exit(1)
 
@@ -75,17 +82,32 @@ def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
         wrong = receiver.why if isinstance(receiver, UnusableReceiver) else receiver.send(_TEST)
         return receiver.name, wrong
 
+    def attempt_webhook(webhook: WebhookSettings) -> tuple[str, str | None]:
+        refusal = Endpoint(webhook, utc_now).send(test_batch(utc_now()))
+        return f"webhook {webhook.name}", refusal and refusal.why
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
+        sent = pool.map(attempt_webhook, settings.webhook)
+        if settings.notify:
+            yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
+        yield from sent
 
 
-def _send_pending(app: Application) -> str | None:
-    """Send what is owed; why not all of it went."""
+def _send_pending(app: Application) -> Iterator[tuple[str, str | None]]:
+    """Send what is owed; each webhook and all digests, and why not all of it went."""
     app.ready(upgrade=False)
     store = Store(app.engine, app.stop)
     holder = store.lease_holder(LEASE)
     if holder is not None:
         raise UsageError(f"The service {holder} is active and sends notifications by itself.")
+    senders = app.webhooks(store, lambda: True, at_once=True)
+    if app.settings.notify:
+        yield "digests", _send_digests(app, store)
+    late = {each.name: each.status().why or "it did not answer in time" for each in flush(senders, _PATIENCE_SECONDS)}
+    yield from ((f"webhook {each.name}", late.get(each.name)) for each in senders)
+
+
+def _send_digests(app: Application, store: Store) -> str | None:
     unusable = [f"{name}: {wrong}" for name, wrong in receiver_problems(app.settings) if wrong]
     subscriptions = _subscriptions(app.settings)
     if not subscriptions:
@@ -106,6 +128,7 @@ def _send_pending(app: Application) -> str | None:
 
 def receiver_problems(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Each receiver that is configured, and what is wrong with its address; one line where the extra is missing."""
+    yield from ((f"webhook {each.name}", None) for each in settings.webhook)
     try:
         for receiver, _, _ in _all_receivers(settings):
             yield receiver.name, receiver.why if isinstance(receiver, UnusableReceiver) else None
@@ -155,6 +178,7 @@ class Notifications:
         self._store = store
         self._pinger = Pinger()
         self._notifier: Notifier | None = None
+        self._webhooks: list[WebhookSender] = []
         self._unusable: list[tuple[str, str]] = []
         self._outages_reported: set[str] = set()
         """The codes of outages that were reported to receivers."""
@@ -163,19 +187,29 @@ class Notifications:
     def running(self, service: Service) -> Iterator[None]:
         """Notify while the block runs. A faulty receiver or a missing extra is reported and stops no sync."""
         self._notifier = self._notifier_of(service)
-        if self._notifier:
-            self._notifier.start()
+        self._webhooks = self._app.webhooks(self._store, lambda: service.role == "active", at_once=True)
+        for sender in self._senders():
+            sender.start()
         try:
             yield
         finally:
-            if self._notifier:
-                self._notifier.stop()
+            for webhook in self._webhooks:
+                webhook.stop(0)
+            for sender in self._senders():
+                sender.stop()
             self._pinger.stop()
+
+    def _senders(self) -> list[Notifier | WebhookSender]:
+        return [*([self._notifier] if self._notifier else []), *self._webhooks]
+
+    def webhooks(self) -> list[WebhookStatus]:
+        """What each webhook has got, and not yet."""
+        return [each.status() for each in self._webhooks]
 
     def wake(self) -> None:
         """Something changed: look now."""
-        if self._notifier:
-            self._notifier.wake()
+        for sender in self._senders():
+            sender.wake()
 
     def started(self, schedule: Schedule) -> None:
         """A run begins."""
@@ -200,10 +234,16 @@ class Notifications:
             (name, f"The receiver {name} was not told: {why}", since) for name, why, since in found
         ]
         failing += [(name, f"The receiver {name} cannot be used: {why}", None) for name, why in self._unusable]
-        return [
+        conditions = [
             Condition("receiver_failing", text.removesuffix("."), name, since, 1, (name,))
             for name, text, since in failing
         ]
+        for each in self.webhooks():
+            if each.failing_since:
+                name, said = f"webhook {each.name}", f"The webhook {each.name} did not take its events: {each.why}"
+                since = each.failing_since
+                conditions.append(Condition("receiver_failing", said, name, since, 1, (name,), _WEBHOOK_REMEDY))
+        return conditions
 
     def role_changed(self, role: str) -> None:
         """The replica has another role."""

@@ -60,7 +60,11 @@ def sync_now(options: Options, schedules: Sequence[str], retire: bool) -> None:
             if not (schedules or options.org or options.user):
                 app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
-            with interruptible(app), console.progress("fetching", len(targets), hidden=options.json) as arrived:
+            with (
+                app.telling_webhooks(store),
+                interruptible(app),
+                console.progress("fetching", len(targets), hidden=options.json) as arrived,
+            ):
                 report = app.run(
                     "command",
                     targets,

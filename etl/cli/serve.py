@@ -26,6 +26,7 @@ from etl.cli.options import Options, shared
 from etl.config import Schedule
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.log import get_logger
+from etl.notify import WebhookStatus
 from etl.printable import counted
 from etl.report import health
 from etl.report.conditions import CODES, Condition
@@ -184,6 +185,7 @@ class OwnConditions:
         """What the service and its checks say, once they exist."""
         self._app = app
         self._notifications = notifications
+        self.webhooks = notifications.webhooks
         self._cluster_lost_at: dt.datetime | None = None
         self._details: dict[str, Condition] = {}
         """By schedule."""
@@ -277,9 +279,7 @@ def _clock_is_right(app: Application) -> bool | None:
 
 
 @contextmanager
-def _listening(
-    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[Condition]]
-) -> Iterator[None]:
+def _listening(app: Application, service: Service, metrics: Metrics, own: OwnConditions) -> Iterator[None]:
     """Serve HTTP next to the service. An address that is in use stops no sync: it is logged, and tried again."""
     allowed = descriptors.raise_limit()
     wanted, most_connections = descriptors.allocate(allowed, app.settings.gateway.concurrency)
@@ -325,7 +325,7 @@ def _http(
     metrics: Metrics,
     page: Engine,
     host: str,
-    own: Callable[[], Sequence[Condition]],
+    own: OwnConditions,
 ) -> Starlette:
     current = Health(
         app.another_engine(pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS),
@@ -336,7 +336,7 @@ def _http(
         known_since=lambda: service.known_since,
         own=own,
     )
-    metrics.watch(lambda: _service_status(app, service, current))
+    metrics.watch(lambda: _service_status(app, service, current, own.webhooks()))
     routes = [*health_routes(current), metrics_route(metrics.render)]
     hosts = [host, *app.settings.service.hosts]
     why_no_page = None
@@ -364,7 +364,9 @@ def _http(
     return health_only(routes, hosts, why_no_page)
 
 
-def _service_status(app: Application, service: Service, current: Health) -> ServiceStatus:
+def _service_status(
+    app: Application, service: Service, current: Health, webhooks: Sequence[WebhookStatus]
+) -> ServiceStatus:
     ready, error = current.readiness()
     skew = app.gateway.clock_skew
     found = current.latest(error)
@@ -377,5 +379,6 @@ def _service_status(app: Application, service: Service, current: Health) -> Serv
         runs_under_way=service.runs.under_way,
         clock_skew_seconds=None if skew is None else skew.total_seconds(),
         conditions={code: code in wrong for code in CODES if found is not None or code in wrong},
+        webhooks=webhooks,
         snapshot=found,
     )

@@ -68,6 +68,7 @@ def status(options: Options) -> None:
             "verified": summary.checked and summary.checked._asdict(),
             "freshness": snapshot and _freshness(snapshot),
             "schedules": _schedules(configured, snapshot, now)[:limit] if configured and snapshot else [],
+            "webhooks": _webhooks(app),
             "overdue": [_as_json(each) for each in snapshot.overdue[:limit]] if snapshot else [],
             "runs": [run._asdict() for run in runs],
             "causes": [cause._asdict() for cause in why],
@@ -82,6 +83,8 @@ def status(options: Options) -> None:
         _show_summary(found, snapshot, zone)
         if snapshot is not None:  # otherwise the schedules are unknown
             console.rows("\nSchedules", _SCHEDULE, found["schedules"], zone=zone, most=most, more=_ALL_SHOWN)
+        if found["webhooks"]:
+            console.rows("\nWebhooks", [*found["webhooks"][0]], found["webhooks"], zone=zone)
         console.rows("\nLast runs", _RUN, runs, zone=zone)
         console.rows("\nProblems by cause", CAUSE_COLUMNS, why)
         if late := found["overdue"]:
@@ -123,6 +126,16 @@ def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.da
             "next_run_at": each.slots.next_after(now),
         }
         for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name))
+    ]
+
+
+def _webhooks(app: Application) -> list[dict[str, Any]]:
+    """Those in the settings, and what they have got so far."""
+    known = Store(app.engine, app.stop).known_webhooks() if app.settings.webhook else {}
+    columns = ("since", "delivered", "delivered_at", "failing_since", "why")
+    return [
+        {"webhook": each.name, **{name: getattr(known.get(each.name), name, None) for name in columns}}
+        for each in app.settings.webhook
     ]
 
 

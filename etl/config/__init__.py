@@ -18,6 +18,7 @@ from etl.config.settings import (
     NotifySettings,
     Policy,
     Settings,
+    WebhookSettings,
     policy_of,
     with_policy,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Secret",
     "Settings",
     "TargetList",
+    "WebhookSettings",
     "another_database",
     "load",
     "load_all",

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from etl.config.secret import Secret, read_secret_lines
+from etl.config.secret import Secret, read_secret_file, read_secret_lines
 from etl.config.units import nearest, shown
-from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
+from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 
 USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
 KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TARGET_ISSUE_KINDS, *ORGANISATION_KINDS)))
 """Every kind of notification, first those that receivers get by default."""
+WEBHOOK_KINDS: Final = (*EVENT_KINDS, "condition")
+"""What a webhook can be sent: events of organisations, and what else begins and ends."""
 _LISTEN: Final = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _RECEIVER: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 
@@ -55,6 +57,32 @@ def ping_url(value: object) -> Secret:
     except ValueError:
         pass
     raise ValueError('must be an address such as "https://hc-ping.com/..."')
+
+
+def webhook_url(value: object) -> Secret:
+    """Where a webhook is sent; path, query and password are secrets."""
+    try:
+        text, parts = _web_address(value)
+        if "#" not in text and f"{parts.path}{parts.query}".isascii():
+            return Secret(text)
+    except ValueError:
+        pass
+    raise ValueError('must be an address such as "https://tickets.example.com/events"')
+
+
+def webhook_url_file(path: Path) -> Secret:
+    """The address in a file; ValueError names the file."""
+    try:
+        return webhook_url(read_secret_file(path).reveal())
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path} {error}") from None
+
+
+def webhook_name(value: object) -> str:
+    """A name for a webhook."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value):
+        raise ValueError(f"must be up to 64 letters, digits, - and _, not {shown(value)}")
+    return value
 
 
 def optional_url(value: object) -> str:
@@ -112,15 +140,20 @@ def receiver_urls_file(path: Path) -> tuple[Secret, ...]:
         ) from None
 
 
-def kinds(value: object) -> tuple[str, ...]:
+def kinds(value: object, known: Sequence[str] = KINDS) -> tuple[str, ...]:
     """The kinds that a receiver is notified of."""
     chosen = tuple(dict.fromkeys(names(value)))
     for name in chosen:
-        if name not in KINDS:
-            raise ValueError(f"there is no kind {shown(name)}: did you mean {nearest(name, KINDS)}?")
+        if name not in known:
+            raise ValueError(f"there is no kind {shown(name)}: did you mean {nearest(name, known)}?")
     if not chosen:
-        raise ValueError(f"must name at least one of {', '.join(KINDS)}")
+        raise ValueError(f"must name at least one of {', '.join(known)}")
     return chosen
+
+
+def webhook_kinds(value: object) -> tuple[str, ...]:
+    """The kinds that a webhook is sent."""
+    return kinds(value, WEBHOOK_KINDS)
 
 
 def names(value: object) -> tuple[str, ...]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from etl.config import addresses
 from etl.config import settings as shape
 from etl.config.schedules import Schedule, is_schedule_name, read_schedules
-from etl.config.secret import openness, read_secret_file
+from etl.config.secret import openness, read_secret_file, read_webhook_secrets
 from etl.config.settings import Settings
-from etl.config.units import holds_password
+from etl.config.units import holds_password, shown
 from etl.config.values import FILE_VARIABLE, Values, read_toml, variable
 from etl.errors import ConfigError, Problem
 from etl.system.disk import MIB, open_regular
@@ -28,6 +29,7 @@ _PATHS: Final = (
     "seal.key_file",
     "schedules_dir",
 )
+_WEBHOOK_PATHS: Final = ("url_file", "secret_file", "ca_bundle")
 _LARGEST_BUNDLE: Final = 64 * MIB
 
 
@@ -127,7 +129,8 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
         path=values.path.absolute(),
         schedules_dir=Path(values["schedules_dir"]),
         coverage_gap=values["coverage_gap"],
-        notify=tuple(values.section(each, shape.NotifySettings) for each in values.receivers),
+        notify=tuple(values.section(each, shape.NotifySettings) for each in values.given["notify"]),
+        webhook=tuple(values.section(each, shape.WebhookSettings) for each in values.given["webhook"]),
         warnings=warnings,
         **sections,
     )
@@ -138,16 +141,17 @@ def _apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...
 
     A command that only reads the database (``asks_gateway`` False) may lack the gateway's address, key and files.
     """
-    for name in (*_PATHS, *(f"{section}.urls_file" for section in values.receivers)):
+    of_lists = [f"{section}.urls_file" for section in values.given["notify"]]
+    of_lists += [f"{section}.{name}" for section in values.given["webhook"] for name in _WEBHOOK_PATHS]
+    for name in (*_PATHS, *of_lists):
         if values[name]:
             values[name] = str(values.folder / values[name])
     values["verify.public_keys"] = tuple(str(values.folder / name) for name in values["verify.public_keys"])
-    url = values["gateway.url"]
-    if url.lower().startswith("http:") and not values["gateway.allow_http"] and not addresses.is_loopback(url):
-        values.fault("gateway.url", "must start with https:// (http only to this machine, or with allow_http = true)")
+    _require_tls(values, "gateway", values["gateway.url"])
     if asks_gateway:
         _require_gateway(values)
-    files = _database(values) + [file for section in values.receivers for file in _receivers(values, section)]
+    files = _database(values) + [file for section in values.given["notify"] for file in _receivers(values, section)]
+    files += _webhooks(values)
     if values["scale.dask"] and str(values["database.url"]).startswith("sqlite"):
         values.fault("scale.dask", "needs PostgreSQL: workers on other machines cannot share a SQLite file")
     files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
@@ -208,6 +212,39 @@ def _receivers(values: Values, section: str) -> list[Path]:
     if not values[urls] and not values.is_faulty(f"{section}.urls_file"):
         values.fault(urls, 'is missing: the addresses to write to, such as ["mailto://..."], or urls_file with them')
     return [values.path] if values.source(urls) == "file" else []
+
+
+def _webhooks(values: Values) -> list[Path]:
+    """Decide between url and url_file, and read the secrets to check that they can be; return the secret files."""
+    files: list[Path] = []
+    for section in (given := values.given["webhook"]):
+        name, url, secret_file = (f"{section}.{key}" for key in ("name", "url", "secret_file"))
+        if not values[name]:
+            values.fault(name, 'is missing: a name such as "tickets", under which its place in the events is kept')
+        elif any(values[name] == values[f"{other}.name"] for other in given[: given.index(section)]):
+            values.fault(name, f"{shown(values[name])} is the name of another [[webhook]]: each needs its own")
+        if found := _from_file(values, url, f"{section}.url_file", addresses.webhook_url_file):
+            files += found
+        elif not values[url] and not values.is_faulty(f"{section}.url_file"):
+            values.fault(url, 'is missing: the address to send to, such as "https://...", or url_file with it')
+        elif values.source(url) == "file":
+            files.append(values.path)
+        if values[url]:
+            _require_tls(values, section, values[url].reveal())
+        if not values[secret_file]:
+            values.fault(secret_file, "is missing: a file with the secret that the receiver knows, such as whsec_...")
+        else:
+            values.attempt(secret_file, partial(read_webhook_secrets, Path(values[secret_file])))
+            files.append(Path(values[secret_file]))
+        if (bundle := values[f"{section}.ca_bundle"]) and not Path(bundle).is_dir():
+            values.attempt(f"{section}.ca_bundle", partial(_require_readable, Path(bundle)))
+    return files
+
+
+def _require_tls(values: Values, section: str, url: str) -> None:
+    if url.lower().startswith("http:") and not values[f"{section}.allow_http"] and not addresses.is_loopback(url):
+        remedy = "must start with https:// (http only to this machine, or with allow_http = true)"
+        values.fault(f"{section}.url", remedy)
 
 
 def _from_file(values: Values, plain: str, file: str, read: Callable[[Path], Any]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 from etl.system.disk import MIB, read_regular
 
 _LARGEST: Final = MIB
+_WEBHOOK: Final = "whsec_"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -60,6 +62,24 @@ def read_secret_lines(path: Path) -> list[str]:
     """The lines of the file, without empty ones and those that begin with ``#``; ValueError as above."""
     lines = (line.strip() for line in _text_of(path).splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def read_webhook_secrets(path: Path) -> list[bytes]:
+    """The keys in the file, one on a line, as Standard Webhooks writes them: whsec_ and base64, of 24 to 64 bytes.
+    ValueError as above, which repeats none."""
+    keys = []
+    for number, line in enumerate(read_secret_lines(path), 1):
+        prefix, text = line[: len(_WEBHOOK)], line[len(_WEBHOOK) :]
+        try:
+            key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except ValueError:
+            key = b""
+        if prefix != _WEBHOOK or not 24 <= len(key) <= 64:
+            raise ValueError(f"{path}: secret {number} must be whsec_ and 24 to 64 bytes in base64")
+        keys.append(key)
+    if not keys:
+        raise ValueError(f"{path} is empty: write a secret such as whsec_... in it")
+    return keys
 
 
 def _text_of(path: Path) -> str:

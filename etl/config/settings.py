@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from etl.config import addresses
-from etl.config.secret import Secret, clean_secret, read_secret_file
+from etl.config.secret import Secret, clean_secret, read_secret_file, read_webhook_secrets
 from etl.config.slots import time_zone
 from etl.config.units import (
     duration,
@@ -148,6 +148,24 @@ class NotifySettings(Section, frozen=True, kw_only=True):
     orgs: Annotated[tuple[str, ...], Meta(extra={"read": addresses.names})] = ()
 
 
+class WebhookSettings(Section, frozen=True, kw_only=True):
+    """One ``[[webhook]]``: which program is sent what. Without ``orgs``, all organisations'. Paths are absolute."""
+
+    name: Annotated[str, Meta(extra={"read": addresses.webhook_name})] = ""
+    url: Annotated[Secret | None, Meta(extra={"read": addresses.webhook_url})] = None
+    url_file: Text = ""
+    secret_file: Text = ""
+    on: Annotated[tuple[str, ...], Meta(extra={"read": addresses.webhook_kinds})] = addresses.WEBHOOK_KINDS
+    orgs: Annotated[tuple[str, ...], Meta(extra={"read": addresses.names})] = ()
+    allow_http: Flag = False
+    ca_bundle: Text = ""
+    proxy: Annotated[str, Meta(extra={"read": addresses.optional_url})] = ""
+
+    def read_secrets(self) -> list[bytes]:
+        """The keys to sign with, from the file as it is now. Raises ValueError, in one sentence."""
+        return read_webhook_secrets(Path(self.secret_file))
+
+
 class RetentionSettings(Section, frozen=True, kw_only=True):
     """How long things are kept. The trail is kept for ever; ``heads_file`` is absolute, or ""."""
 
@@ -219,6 +237,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log: LogSettings
     scale: ScaleSettings
     notify: tuple[NotifySettings, ...] = ()
+    webhook: tuple[WebhookSettings, ...] = ()
     warnings: tuple[str, ...] = ()
     """Problems that a person should fix although Flowtrail runs; one sentence each."""
 

@@ -20,8 +20,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 _PREFIX: Final = "FLOWTRAIL_"
 FILE_VARIABLE: Final = "FLOWTRAIL_CONFIG"
 _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {"": shape.TopLevel, **shape.SECTIONS}
-_LIST: Final = "notify"
-"""The section that may be given more than once; the environment can only set it if there is at most one."""
+_LISTS: Final[Mapping[str, type[msgspec.Struct]]] = {"notify": shape.NotifySettings, "webhook": shape.WebhookSettings}
+"""The sections that may be given more than once; the environment can only set one if there is at most one of it."""
 _LARGEST: Final = 16 * MIB
 """The largest settings or schedule file; many targets belong in a targets_file."""
 
@@ -53,8 +53,8 @@ class Values:
         self.path = path
         self.folder = path.absolute().parent
         self.problems: list[Problem] = []
-        self.receivers: list[str] = []
-        """The names of the [[notify]] sections."""
+        self.given: dict[str, list[str]] = {name: [] for name in _LISTS}
+        """The names of the [[notify]] and [[webhook]] sections: "notify[1]"."""
         self.types: dict[str, Any] = {}
         """The annotation of each setting."""
         self._values: dict[str, Any] = {}
@@ -106,8 +106,8 @@ class Values:
 
     def _take_file(self, table: Mapping[str, Any]) -> None:
         for key, value in table.items():
-            if key == _LIST:
-                self._take_list(value)
+            if key in _LISTS:
+                self._take_list(key, value)
             elif key not in _SECTIONS or not key:
                 self._take_setting("", key, value)
             elif isinstance(value, dict):
@@ -116,19 +116,20 @@ class Values:
             else:
                 self._add(self._in_file(key), f"must be a section: write [{key}] on a line of its own")
 
-    def _take_list(self, value: object) -> None:
+    def _take_list(self, name: str, value: object) -> None:
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            self._add(self._in_file(_LIST), f"may be given more than once: write [[{_LIST}]], with two brackets")
+            self._add(self._in_file(name), f"may be given more than once: write [[{name}]], with two brackets")
             return
         for each in value:
-            section = self._another_receiver()
+            section = self._another(name)
             for key, inner in each.items():
                 self._take_setting(section, key, inner)
 
-    def _another_receiver(self) -> str:
-        self.receivers.append(f"{_LIST}[{len(self.receivers) + 1}]")
-        self._open(self.receivers[-1])
-        return self.receivers[-1]
+    def _another(self, name: str) -> str:
+        given = self.given[name]
+        given.append(f"{name}[{len(given) + 1}]")
+        self._open(given[-1])
+        return given[-1]
 
     def _take_setting(self, section: str, key: str, value: object) -> None:
         name = _name(section, key)
@@ -142,20 +143,23 @@ class Values:
             self._add(self._in_file(name), f"there is no such setting: {self._hint(section, key)}")
 
     def _take_environment(self, environ: Mapping[str, str]) -> None:
-        known = {variable(name): name for name in self.types if not name.startswith(f"{_LIST}[")}
-        of_receiver = {variable(f"{_LIST}.{key}"): key for key in shape.NotifySettings.__struct_fields__}
+        known = {variable(name): name for name in self.types if "[" not in name}
+        of_lists = {
+            variable(f"{name}.{key}"): (name, key) for name, kind in _LISTS.items() for key in kind.__struct_fields__
+        }
         for each, text in sorted(environ.items()):
-            if each in of_receiver and len(self.receivers) > 1:
-                which = f"which of {len(self.receivers)} [[{_LIST}]] it means"
-                self._add(each, f"does not say {which}: use urls_file there")
-            elif each in of_receiver:
-                section = self.receivers[0] if self.receivers else self._another_receiver()
-                self._take(_name(section, of_receiver[each]), text, each, is_text=True)
+            if each in of_lists:
+                name, key = of_lists[each]
+                if len(given := self.given[name]) > 1:
+                    remedy = f"use {'urls_file' if name == 'notify' else 'url_file'} there"
+                    self._add(each, f"does not say which of {len(given)} [[{name}]] it means: {remedy}")
+                else:
+                    self._take(_name(given[0] if given else self._another(name), key), text, each, is_text=True)
             elif each in known:
                 if known[each] != "gateway.secret_key" or text.strip():
                     self._take(known[each], text, each, is_text=True)
             elif each.startswith(_PREFIX) and each != FILE_VARIABLE:
-                self._add(each, f"there is no such setting: did you mean {nearest(each, known | of_receiver)}?")
+                self._add(each, f"there is no such setting: did you mean {nearest(each, known | of_lists)}?")
 
     def _take(self, name: str, value: object, place: str, *, is_text: bool) -> None:
         self._places[name] = place
@@ -173,10 +177,10 @@ class Values:
 
     def _hint(self, section: str, key: str) -> str:
         owners = [owner for owner in _SECTIONS if _name(owner, key) in self.types]
-        if owners and section not in self.receivers:
+        if owners and _base(section) not in _LISTS:
             return f"it belongs in [{owners[0]}]" if owners[0] else "it belongs before the first [section]"
         here = list(_kind(section).__struct_fields__)
-        return f"did you mean {nearest(key, here if section else [*here, *filter(None, _SECTIONS), _LIST])}?"
+        return f"did you mean {nearest(key, here if section else [*here, *filter(None, _SECTIONS), *_LISTS])}?"
 
     def _add(self, place: str, message: str) -> None:
         self.problems.append(Problem(place, message))
@@ -191,7 +195,11 @@ def variable(name: str) -> str:
 
 
 def _kind(section: str) -> type[msgspec.Struct]:
-    return _SECTIONS.get(section, shape.NotifySettings)
+    return _SECTIONS.get(section) or _LISTS[_base(section)]
+
+
+def _base(section: str) -> str:
+    return section.partition("[")[0]
 
 
 def _name(section: str, key: str) -> str:

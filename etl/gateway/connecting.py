@@ -7,22 +7,23 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
 from requests import PreparedRequest
 from requests.exceptions import ConnectionError as NoConnection
 from requests.exceptions import ConnectTimeout, ProxyError
+from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_auth_from_url
 from urllib3.util import make_headers
 from urllib3.util.ssltransport import SSLTransport
 
 from etl.config import GatewaySettings
-from etl.errors import ConfigError, GatewayUnreachable, Problem
-from etl.gateway.connection import Connection, desync
+from etl.errors import ConfigError, GatewayError, GatewayUnreachable, Problem
+from etl.gateway.connection import FOREIGN, Connection, Head, desync, translated
 from etl.gateway.deadline import Deadline
 
 _VERIFIED_SECONDS: Final = 3600.0
@@ -79,6 +80,21 @@ class Connector:
         except BaseException:
             connection.close()
             raise
+
+    def post(self, target: str, headers: Mapping[str, str], body: bytes, deadline: Deadline, seconds: float) -> Head:
+        """Send one request over a connection of its own; return the head of the answer, and read nothing else of it.
+
+        Raises GatewayUnreachable, whose code says what failed, or Interrupted.
+        """
+        request = PreparedRequest()
+        request.method, request.url, request.body = "POST", self.origin + target, body
+        request.headers = CaseInsensitiveDict({**headers, "Content-Length": str(len(body)), "Connection": "close"})
+        try:
+            with closing(self.open(deadline, seconds)) as connection:
+                self.send(request, connection, seconds)
+                return connection.head()
+        except (*FOREIGN, GatewayError) as error:
+            raise translated(error, deadline, seconds) from None
 
     def _pass(self, proxy: Server, connection: Connection, seconds: float) -> None:
         """Through the proxy, so that what follows reaches the origin, or is forwarded to it."""

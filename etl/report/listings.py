@@ -178,6 +178,7 @@ _SEALS: Final = Filter(
         select(run_seal.c.run_id).where(run_seal.c.id > seals.after, run_seal.c.id <= seals.last)
     ),
 )
+_EVENTS: Final = Filter("inside", lambda c, _, numbers: c.event_id.in_(numbers))
 _ORG: Final = {"org": _id("org_id")}
 _USER: Final = {**_ORG, "user": _id("user_id")}
 _FLOW: Final = {**_USER, "flow": _id("flow_id")}
@@ -306,7 +307,7 @@ EVENTS: Final = ListView(
     OrgWorkflowEvent,
     _view("org_workflow_event", OrgWorkflowEvent),
     ("event_id",),
-    {**_HAPPENED, "kind": _some_of("kind", EVENT_KINDS), "event": _equal("event_id", "number")},
+    {**_HAPPENED, "kind": _some_of("kind", EVENT_KINDS), "event": _equal("event_id", "number"), "events": _EVENTS},
 )
 STATES: Final = ListView(
     "workflows",

@@ -377,6 +377,29 @@ condition: Final = table(
     optional(UtcTime, "begin_told_at", "ended_at"),
 )
 
+webhook: Final = table(
+    "webhook",
+    "How far a webhook is: from which seal on, from which event of it and after which notice events are still due; and "
+    "whether it could be reached.",
+    primary(KEY, "name"),
+    required(UtcTime, "since"),
+    required(BIG, "seal_id", "event_id", "notice_id"),
+    counts("delivered", kind=BIG),
+    optional(UtcTime, "delivered_at", "failing_since", "not_before"),
+    optional(Text, "why"),
+)
+
+webhook_notice: Final = table(
+    "webhook_notice",
+    "What began or ended besides the trail, while a webhook still has to be told: numbered in the order of commits.",
+    primary(BIG, "id"),
+    required(BIG, "after_seal"),
+    required(Text, "kind"),
+    required(UtcTime, "at"),
+    optional(KEY, "org_id"),
+    required(Text, "subject", "data"),
+)
+
 verification: Final = table(
     "verification",
     "The service's last check of the trail, for each kind: up to which seal, and its findings.",

@@ -2,14 +2,14 @@
 
 Events of this process are counted as they happen. The state of the database is read at each scrape, and is the same on
 every replica. No label holds a target, a user or a workflow: the number of series is bounded by the schedules (up to a
-thousand), verdicts, kinds and known error codes.
+thousand), webhooks, verdicts, kinds and known error codes.
 """
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, get_args
 
 import msgspec
@@ -21,7 +21,7 @@ from prometheus_client import (
     Summary,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -30,6 +30,7 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, RunStatus
 from etl.gateway import Exchange
 from etl.gateway.calls import Call
+from etl.notify import WebhookStatus
 from etl.report.health import HealthSnapshot
 from etl.sync import RunReport
 
@@ -68,6 +69,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far the gateway's clock is ahead of ours; None: unknown."""
     conditions: Mapping[str, bool]
     """Whether each condition that is not about targets holds; unknown ones are left out."""
+    webhooks: Sequence[WebhookStatus] = ()
     snapshot: HealthSnapshot | None
     """None while the database cannot be read: its metrics are then left out."""
 
@@ -200,6 +202,7 @@ class _ScrapeCollector(Collector):
         yield _gauge("gateway_clock_skew_seconds", "How far the gateway's clock is ahead of ours.", (), skew)
         conditions: _Samples = {(code,): float(is_so) for code, is_so in status_now.conditions.items()}
         yield _gauge("condition", "1 for a problem that concerns no single target.", ("code",), conditions)
+        yield from _of_webhooks(status_now.webhooks)
         yield from _of_snapshot(status_now.snapshot)
         yield from _of_schedules(status_now.snapshot, self._label)
 
@@ -217,6 +220,19 @@ _TIMES: Final = {
     "last_observation_timestamp_seconds": ("last_observation_at", "When a target was observed last."),
     "last_change_timestamp_seconds": ("last_change_at", "When the latest change was observed."),
 }
+
+
+def _of_webhooks(webhooks: Sequence[WebhookStatus]) -> Iterator[Metric]:
+    events = CounterMetricFamily("flowtrail_webhook_events", "Events that a webhook accepted.", labels=("webhook",))
+    for each in webhooks:
+        events.add_metric((each.name,), each.delivered)
+    yield events
+    yield _gauge(
+        "webhook_behind_seconds",
+        "How old the oldest event is that a webhook has not accepted; 0: it has everything.",
+        ("webhook",),
+        {(each.name,): each.behind_seconds for each in webhooks},
+    )
 
 
 def _of_snapshot(snapshot: HealthSnapshot | None) -> Iterator[Metric]:

@@ -34,6 +34,7 @@ from etl.store import (
     story_rows,
     story_writes,
     turnover,
+    webhooks,
 )
 from etl.store.acknowledgements import Acknowledged, NewAcknowledgement
 from etl.store.answers import CHANGES_WITH_DETAILS, Changed
@@ -122,6 +123,13 @@ class Store(Transactions):
     clear_overdue = writes(notifications.clear_overdue)
     unnotified_conditions = reads(notifications.unnotified_conditions)
     mark_conditions_notified = writes(notifications.mark_conditions_notified)
+
+    known_webhooks = reads(webhooks.webhooks)
+    due_for_webhook = reads(webhooks.due)
+    webhook_source = reads(webhooks.source)
+    begin_webhooks = writes(webhooks.begin_webhooks)
+    move_webhook = writes(webhooks.move_webhook)
+    delay_webhook = writes(webhooks.delay_webhook)
 
     def __init__(
         self,

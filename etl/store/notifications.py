@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,9 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, or_, 
 
 from etl.domain.model import Origin, RunStatus, Target
 from etl.schema import TARGET_KEY, condition, overdue_notice, sync_run, target
+from etl.store import webhooks
 from etl.store.bulk import insert_into
+from etl.store.webhooks import NewNotice
 
 
 class UnnotifiedRun(NamedTuple):
@@ -119,7 +122,16 @@ def keep_conditions(connection: Connection, found: Sequence[OpenCondition], now:
         unnotified = and_(_is(each), condition.c.begin_told_at.is_(None))
         if not connection.execute(delete(condition).where(unnotified)).rowcount:
             connection.execute(update(condition).where(_is(each)).values(ended_at=now))
+    notices = [_notice("condition.began", each, each.since) for each in began]
+    notices += [_notice("condition.ended", each, now, ended_at=now) for each in ended]
+    webhooks.note(connection, notices, now)
     return ConditionChanges(began, ended)
+
+
+def _notice(kind: str, each: OpenCondition, at: dt.datetime, ended_at: dt.datetime | None = None) -> NewNotice:
+    known = {name: getattr(each, name) for name in ("code", "cause", "since", "subjects", "remedy")}
+    data = {**known, "first": json.loads(each.named), "summary": each.said, "ended_at": ended_at}
+    return NewNotice(kind, at, each.code, data)
 
 
 def unnotified_conditions(connection: Connection) -> list[UnnotifiedCondition]:

@@ -275,7 +275,7 @@ def last_key_id(connection: Connection) -> str | None:
 
 
 def locked_head(connection: Connection, now: dt.datetime) -> Head:
-    """As ``stored_head``; the first seal of a database begins its trail."""
+    """As ``stored_head``; whoever needs one first begins the trail of the database."""
     head = stored_head(connection)
     if head is None and connection.dialect.name == "postgresql":
         connection.execute(text(_MAKE_TRAIL))

@@ -730,6 +730,43 @@ def condition() -> None:
     )
 
 
+def webhook() -> None:
+    create(
+        "webhook",
+        key("name"),
+        time("since"),
+        number("seal_id"),
+        number("event_id"),
+        number("notice_id"),
+        *counts("delivered", big=True),
+        time("delivered_at", null=True),
+        time("failing_since", null=True),
+        time("not_before", null=True),
+        text("why", null=True),
+        primary("webhook", "name"),
+        checks={"counts": none_negative("seal_id", "event_id", "notice_id", "delivered")},
+        comment="How far a webhook is: from which seal on, from which event of it and after which notice events are "
+        "still due; and whether it could be reached.",
+    )
+
+
+def webhook_notice() -> None:
+    create(
+        "webhook_notice",
+        sa.Column("id", BIG, autoincrement=False, nullable=False),
+        number("after_seal"),
+        text("kind"),
+        time("at"),
+        key("org_id", null=True),
+        text("subject"),
+        text("data"),
+        primary("webhook_notice", "id"),
+        checks={},
+        comment="What began or ended besides the trail, while a webhook still has to be told: numbered in the order of "
+        "commits.",
+    )
+
+
 def verification() -> None:
     create(
         "verification",
@@ -824,7 +861,7 @@ def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
     history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail, answer)
     story = (org_event, org_flow, org_loss, org_state, org_step, acknowledgement)
-    notes = (overdue_notice, condition, verification, lease)
+    notes = (overdue_notice, condition, webhook, webhook_notice, verification, lease)
     for make in (*tables, *history, org_turnover, *story, roster, roster_user, *notes):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()

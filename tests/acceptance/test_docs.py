@@ -29,7 +29,7 @@ from tests.support.program import SECRET, Program
 ROOT = Path(__file__).parents[2]
 ABOUT_THE_CODE = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES = [ROOT / "README.md", *ABOUT_THE_CODE, *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
-SECTIONS = {**shape.SECTIONS, "notify": shape.NotifySettings}
+SECTIONS = {**shape.SECTIONS, "notify": shape.NotifySettings, "webhook": shape.WebhookSettings}
 
 
 def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[tuple[str, str]]:

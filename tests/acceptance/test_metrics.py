@@ -59,7 +59,9 @@ def flowtrail(tmp_path_factory: pytest.TempPathFactory, gateway: LocalGateway) -
 @pytest.fixture(scope="module")
 def service(flowtrail: Program) -> Iterator[Running]:
     """One service for all of these tests."""
-    flowtrail.configure(listen=f"127.0.0.1:{free_port()}")
+    (flowtrail.folder / "secret").write_text(f"whsec_{'A' * 32}")
+    webhook = 'name = "tickets"\nurl = "http://127.0.0.1:9/"\nsecret_file = "secret"\non = ["disappeared"]'
+    flowtrail.configure(rest=f"[[webhook]]\n{webhook}", listen=f"127.0.0.1:{free_port()}")
     service = flowtrail.start("serve")
     service.wait_for("run_ended", times=2)
     yield service

@@ -8,13 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from etl import config
-from etl.cli import app
 from etl.cli.application import Application
 from etl.cli.notify import Notifications
-from etl.config import Schedule, Secret, Settings
+from etl.config import Schedule, Secret
 from etl.config.slots import Every
 from etl.domain.model import RunStatus
 from etl.errors import ConfigError, UsageError
@@ -22,26 +20,12 @@ from etl.notify import Pinger
 from etl.store import Store
 from etl.sync import RunReport, Tally
 from tests.support.enos import Fault, LocalGateway
-from tests.support.program import ANN, ORG, SECRET, Program
+from tests.support.program import ANN, ORG, Program, here, problems, settings_of
 from tests.support.receiver import HttpReceiver
 
 # ------------------------------------------------------------------------------------------------------ settings
 
 URL = "json://someone:pass-canary@127.0.0.1:9/path-canary"
-
-
-def settings_of(tmp_path: Path, more: str, **environment: str) -> Settings:
-    file = tmp_path / "flowtrail.toml"
-    file.write_text(f'[gateway]\nurl = "https://gw.example.com"\nauth = "none"\n{more}\n')
-    file.chmod(0o600)
-    return config.load(file, environment)
-
-
-def problems(tmp_path: Path, more: str, **environment: str) -> str:
-    with pytest.raises(ConfigError) as raised:
-        settings_of(tmp_path, more, **environment)
-    assert "canary" not in str(raised.value)
-    return str(raised.value).replace(f"{tmp_path}/", "")
 
 
 def test_receivers_are_read_and_their_addresses_print_as_stars(tmp_path: Path) -> None:
@@ -96,12 +80,6 @@ def test_an_invalid_ping_url_is_not_repeated(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ check and --test
 
 
-def here(flowtrail: Program, *arguments: str) -> Result:
-    """The command in this process."""
-    environment = {"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET, "COLUMNS": "200"}
-    return CliRunner().invoke(app, ["--config", str(flowtrail.folder / "flowtrail.toml"), *arguments], env=environment)
-
-
 def test_notify_test_tries_every_receiver_and_says_which_failed(flowtrail: Program, receiver: HttpReceiver) -> None:
     flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}"]')
     tried = here(flowtrail, "notify", "--test", "--json")
@@ -116,7 +94,7 @@ def test_notify_test_tries_every_receiver_and_says_which_failed(flowtrail: Progr
 
 
 def test_notify_without_receivers_says_where_one_is_explained(flowtrail: Program) -> None:
-    with pytest.raises(UsageError, match=r"no \[\[notify\]\] in the settings: docs/notify.md"):
+    with pytest.raises(UsageError, match=r"no \[\[notify\]\] or \[\[webhook\]\] in the settings: docs/notify.md"):
         raise here(flowtrail, "notify", "--test").exception or AssertionError
 
 

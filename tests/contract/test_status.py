@@ -81,6 +81,7 @@ def test_as_json_the_causes_count_all_and_the_lists_end_where_asked(
         "verified",
         "freshness",
         "schedules",
+        "webhooks",
         "overdue",
         "runs",
         "causes",

@@ -104,6 +104,7 @@ _ABOUT: dict[str, str] = {
     "guard": "Case by case: [guard](guard.md).",
     "service": "What it serves: [monitoring](monitoring.md), [page](page.md).",
     "notify": "Events and addresses: [notify](notify.md). The addresses are secrets.",
+    "webhook": "What is sent, and how to check it: [webhooks](webhooks.md).",
     "retention": "The trail always stays: [keep](keep.md).",
     "archive": "Why one may want them: [verify](verify.md#keep-the-answers).",
     "seal": "[Sign the seals](verify.md#sign-the-seals), [have them stamped](verify.md#have-the-seals-stamped).",

@@ -21,6 +21,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner, Result
+
+from etl import config
+from etl.cli import app
+from etl.config import Settings
+from etl.errors import ConfigError
 from tests.support.forked import Forked
 
 SECRET = "s3cret-of-the-tests"
@@ -221,3 +228,26 @@ def disguises(secret: str) -> dict[str, bytes]:
         "hex": raw.hex().encode(),
         "json": json.dumps(secret)[1:-1].encode(),
     }
+
+
+# In this process
+
+
+def here(flowtrail: Program, *arguments: str) -> Result:
+    """The command in this process."""
+    environment = {"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET, "COLUMNS": "200"}
+    return CliRunner().invoke(app, ["--config", str(flowtrail.folder / "flowtrail.toml"), *arguments], env=environment)
+
+
+def settings_of(tmp_path: Path, more: str, **environment: str) -> Settings:
+    file = tmp_path / "flowtrail.toml"
+    file.write_text(f'[gateway]\nurl = "https://gw.example.com"\nauth = "none"\n{more}\n')
+    file.chmod(0o600)
+    return config.load(file, environment)
+
+
+def problems(tmp_path: Path, more: str, **environment: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        settings_of(tmp_path, more, **environment)
+    assert "canary" not in str(raised.value)
+    return str(raised.value).replace(f"{tmp_path}/", "")

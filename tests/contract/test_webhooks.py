@@ -1,0 +1,336 @@
+"""Webhooks get everything, in order and at least once, whatever receivers, senders and the order of commits do."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from etl.config import Secret, WebhookSettings
+from etl.database import reading, writing
+from etl.notify import WebhookSender, flush
+from etl.notify.cloudevents import Batch, headers_of
+from etl.store import webhooks
+from etl.store.notifications import OpenCondition
+from etl.store.webhooks import NewNotice
+from tests.support.builders import flow
+from tests.support.run_history import ANN, BOB, EVE, RunHistory
+from tests.support.webhook_receiver import PATIENCE_SECONDS, SECRET, WebhookReceiver
+
+ON_SQLITE = pytest.mark.parametrize("dialect", ["sqlite"])
+"""For what has nothing to do with SQL."""
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+@pytest.fixture
+def receiver() -> Iterator[WebhookReceiver]:
+    with WebhookReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def history(engine: Engine, tmp_path: Path) -> RunHistory:
+    (tmp_path / "secret").write_text(SECRET)
+    room = RunHistory(engine)
+    room.run({ANN: [flow(1)], BOB: [flow(1)], EVE: [flow(1)]})
+    room.store.begin_webhooks(["tickets"], now())
+    return room
+
+
+def sender(history: RunHistory, folder: Path, url: str, **changes: Any) -> WebhookSender:
+    own = {name: changes.pop(name) for name in ("is_active", "clock", "store", "at_once") if name in changes}
+    given = {
+        "name": "tickets",
+        "url": Secret(url),
+        "secret_file": str(folder / "secret"),
+        "allow_http": True,
+        **changes,
+    }
+    senders = {"is_active": lambda: True, "clock": now, "at_once": True, "store": history.store, **own}
+    return WebhookSender(history.engine, settings=WebhookSettings(**given), **senders)
+
+
+def everything(history: RunHistory) -> list[str]:
+    """Each event of a sealed run after the first, in the order in which their runs were sealed."""
+    with reading(history.engine) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT e.kind, e.org_id, e.flow_id, e.event_id FROM org_event e "
+                "JOIN run_seal s ON s.run_id = e.run_id ORDER BY s.id, e.event_id"
+            )
+        )
+        return [f"{kind} {org}/{flow_id} {number}" for kind, org, flow_id, number in rows]
+
+
+def shown(events: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f"{each['type'].rpartition('.')[2]} {each['subject']} {each['data']['event_id']}"
+        if each["type"].startswith("flowtrail.workflow.")
+        else f"{each['type'].removeprefix('flowtrail.')} {each['subject']}"
+        for each in events
+    ]
+
+
+def wrong(code: str, history: RunHistory, *, is_so: bool = True) -> None:
+    found = [OpenCondition(code, "", now(), 1, '["o1/ann"]', "It is wrong", "")] if is_so else []
+    history.store.keep_conditions(found, now())
+
+
+def test_nothing_is_lost_or_out_of_order_whatever_the_receiver_does(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    """Each sender but the last ends with its first failure, as if its process had been killed then."""
+    troubles = [500, "cut", "lost", 429, 302, 410, 200, "cut", 404]
+    receiver.troubles = [*troubles]
+    for number in range(4):
+        history.run({ANN: [flow(1, cycle="DHWM"[number]), flow(2, name=f"name {number}")], EVE: [flow(1), flow(3)]})
+        wrong("gateway_down", history, is_so=number % 2 == 0)
+        while flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) and receiver.troubles:
+            pass
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    got = shown(receiver.accepted)
+    assert [each for each in got if not each.startswith("condition")] == everything(history)
+    assert [each for each in got if each.startswith("condition")] == [
+        f"condition.{what} gateway_down" for what in ("began", "ended", "began", "ended")
+    ]
+    assert (receiver.wrong, receiver.troubles) == ([], [])
+    with reading(history.engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM webhook_notice")).scalar() == 0, "all were told"
+        known = webhooks.webhooks(connection)["tickets"]
+    assert (known.delivered, known.failing_since, known.why) == (len(got), None, None)
+
+
+def test_conditions_come_between_the_runs_that_they_came_between(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    wrong("gateway_down", history)
+    history.run({EVE: [flow(1), flow(2)]})
+    wrong("gateway_down", history, is_so=False)
+    history.run({EVE: [flow(1)]})
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert [each.rpartition(" ")[0] for each in shown(receiver.accepted)] == [
+        "condition.began", "appeared o2/2", "condition.ended", "disappeared o2/2",
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_sealed_after_one_that_began_later_is_not_lost(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    slow, quick = history.begin(schedule="plants"), history.begin(schedule="wind")
+    history.apply(slow, {ANN: [flow(1), flow(2)]})
+    history.store.derive_events(slow, now(), now)  # written, with the lower number, but not sealed yet
+    history.apply(quick, {EVE: [flow(1), flow(3)]})
+    history.finish(quick)
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert [each["data"]["org_id"] for each in receiver.accepted] == ["o2"]
+    history.finish(slow)
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert shown(receiver.accepted) == everything(history)
+    assert [each["data"]["org_id"] for each in receiver.accepted] == ["o2", "o1"]
+
+
+def test_notices_are_numbered_in_the_order_of_their_commits(history: RunHistory) -> None:
+    def late() -> None:
+        with writing(history.engine) as connection:
+            webhooks.note(connection, [NewNotice("condition.began", now(), "late", {})], now())
+
+    other = threading.Thread(target=late)
+    with writing(history.engine) as connection:
+        webhooks.note(connection, [NewNotice("condition.began", now(), "early", {})], now())
+        other.start()
+    other.join()
+    due, _ = history.store.due_for_webhook(webhooks.Place(1, 0, 0), ["condition.began"], (), 9)
+    assert [(each.happened.id, each.happened.subject) for each in due] == [(1, "early"), (2, "late")]
+
+
+def test_two_senders_at_once_send_everything_and_never_move_back(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    for number in range(6):
+        history.run({EVE: [flow(n) for n in range(1, 150 if number % 2 else 2)]})
+    senders = [sender(history, tmp_path, receiver.url) for _ in range(3)]
+    assert flush(senders, PATIENCE_SECONDS) == []
+    assert shown(receiver.accepted) == everything(history)
+    assert receiver.wrong == []
+
+
+def test_a_process_that_is_killed_between_delivery_and_note_delivers_again(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    class Store(type(history.store)):  # type: ignore[misc]  # what it does but for the last step is real
+        def move_webhook(self, *_: Any) -> bool:
+            raise Killed
+
+    history.run({EVE: [flow(1), flow(2)]})
+    flush([sender(history, tmp_path, receiver.url, store=Store(history.engine))], PATIENCE_SECONDS)
+    history.run({EVE: [flow(1)]})
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert [len(each.events) for each in receiver.requests] == [1, 2]
+    assert receiver.requests[0].id != receiver.requests[1].id, "a receiver that drops known ids keeps the new event"
+    assert shown(receiver.accepted) == everything(history)
+
+
+def test_a_batch_that_is_sent_again_has_its_id_even_if_more_is_due(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    history.run({EVE: [flow(1), flow(2)]})
+    receiver.troubles = [500, "lost", "slow"]
+    at_work = sender(history, tmp_path, receiver.url)
+    at_work.first_retry_seconds = 0.0
+    at_work.start()
+    receiver.wait_for(requests=3)
+    history.run({EVE: [flow(1)]})
+    at_work.wake()
+    receiver.let_go()
+    receiver.wait_for(requests=4, events=2)
+    at_work.stop(PATIENCE_SECONDS)
+    *same, other = receiver.requests
+    assert [(each.id, each.body) for each in same] == [(same[0].id, same[0].body)] * 3
+    assert (len(other.events), other.id != same[0].id) == (1, True)
+    assert shown(receiver.accepted) == everything(history)
+
+
+def test_a_webhook_gets_its_organisations_and_kinds_only_and_begins_with_now(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    history.run({ANN: [flow(1), flow(2)], EVE: [flow(1), flow(2)]})
+    wrong("gateway_down", history)
+    history.store.begin_webhooks(["late"], now())
+    history.run({ANN: [flow(1, cycle="H"), flow(2)], EVE: [flow(1, cycle="H")]})
+    ours = sender(history, tmp_path, receiver.url, orgs=("o1",))
+    with WebhookReceiver() as second, WebhookReceiver() as third:
+        few = sender(history, tmp_path, second.url, name="late", on=("disappeared", "condition"))
+        new = sender(history, tmp_path, third.url, name="new")
+        assert flush([ours, few, new], PATIENCE_SECONDS) == []
+        assert [each.rpartition(" ")[0] for each in shown(second.accepted)] == ["disappeared o2/2"]
+        assert third.accepted == [], "it begins with now"
+    assert [each.rpartition(" ")[0] for each in shown(receiver.accepted)] == ["appeared o1/2", "cycle_changed o1/1"]
+
+
+def test_batches_are_limited_in_number_and_in_size(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    history.run({ANN: [flow(n) for n in range(1, 140)]})
+    history.run({ANN: [*[flow(n) for n in range(1, 140)], *[flow(n, name="x" * 9000) for n in range(140, 160)]]})
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert shown(receiver.accepted) == everything(history)
+    assert max(len(each.body) for each in receiver.requests) <= 64 * 1024
+    assert len(receiver.accepted) > 100
+
+
+@ON_SQLITE
+def test_while_nothing_is_due_a_place_is_seldom_written(history: RunHistory, tmp_path: Path) -> None:
+    """The quiet runs of a day are no reason to write; those of a week must not be read again with each look."""
+    before = history.store.known_webhooks()["tickets"].place
+    with writing(history.engine) as connection:
+        insert = "INSERT INTO webhook_notice VALUES (7, 1, 'unwanted', '2026-01-01 00:00:00.000000', NULL, 's', '{}')"
+        connection.execute(text(insert))
+    assert flush([sender(history, tmp_path, "http://127.0.0.1:9/")], PATIENCE_SECONDS) == []
+    skipped = history.store.known_webhooks()["tickets"].place
+    assert (before.notice_id, skipped.notice_id) == (0, 7)
+    history.run({ANN: [flow(1)]})
+    assert flush([sender(history, tmp_path, "http://127.0.0.1:9/")], PATIENCE_SECONDS) == []
+    assert history.store.known_webhooks()["tickets"].place == skipped
+
+
+ANSWERS: dict[str, tuple[int, dict[str, str], float, str]] = {
+    "an error": (500, {}, 15, "HTTP 500"),
+    "a redirect": (307, {"Location": "/elsewhere"}, 15, "HTTP 307, a redirect, which is not followed"),
+    "gone": (410, {}, 86400, "HTTP 410: it wants nothing more"),
+    "too many": (429, {"Retry-After": "120"}, 120, "HTTP 429"),
+    "too busy for a week": (503, {"Retry-After": "604800"}, 86400, "HTTP 503"),
+    "nonsense": (503, {"Retry-After": "soon"}, 15, "HTTP 503"),
+}
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_receiver_that_refuses_is_left_alone_for_a_while(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path, answer: str
+) -> None:
+    status, receiver.headers, seconds, why = ANSWERS[answer]
+    receiver.troubles = [status]
+    history.run({ANN: [flow(1), flow(2)]})
+    at = now()
+    late = sender(history, tmp_path, receiver.url, clock=lambda: at)
+    assert flush([late], PATIENCE_SECONDS) == [late]
+    known = history.store.known_webhooks()["tickets"]
+    assert (known.why, known.failing_since, known.not_before) == (why, at, at + dt.timedelta(seconds=seconds))
+    assert (late.status().why, late.status().failing_since) == (why, at)
+    early = sender(history, tmp_path, receiver.url, clock=lambda: at, at_once=False)
+    assert flush([early], PATIENCE_SECONDS) == [early], "something is due, and it is too early"
+    assert len(receiver.requests) == 1
+    later = sender(history, tmp_path, receiver.url, clock=lambda: at + dt.timedelta(seconds=seconds), at_once=False)
+    receiver.headers = {}
+    assert flush([later], PATIENCE_SECONDS) == [] or abs(seconds) > 300, "its timestamp is outside the tolerance"
+
+
+@ON_SQLITE
+def test_no_secret_is_in_a_log_or_a_reason(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    history.run({ANN: [flow(1), flow(2)]})
+    receiver.troubles = [302, 500, "lost"]
+    receiver.headers = {"Location": "http://path-canary/"}
+    urls = [receiver.url] * 3 + [
+        f"http://path-canary:{receiver.port}/", "http://u:pass-canary@127.0.0.1:9/path-canary",
+        f"https://u:pass-canary@127.0.0.1:{receiver.port}/path-canary",
+    ]  # fmt: skip
+    said = []
+    for url in urls:
+        at_work = sender(history, tmp_path, url)
+        assert flush([at_work], PATIENCE_SECONDS) == [at_work]
+        said.append(at_work.status().why)
+    (tmp_path / "secret").write_text("whsec_canary")
+    at_work = sender(history, tmp_path, receiver.url)
+    assert flush([at_work], PATIENCE_SECONDS) == [at_work]
+    said.append(at_work.status().why)
+    assert "24 to 64 bytes" in said[-1]
+    assert len({*said}) >= 5, said
+    assert "canary" not in "".join([*said, *(str(vars(record)) for record in caplog.records)])
+
+
+@ON_SQLITE
+def test_a_password_in_the_address_is_sent_as_a_header(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    history.run({ANN: [flow(1), flow(2)]})
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    (request,) = receiver.requests
+    assert request.path == "/path-canary?key=query-canary"
+    assert request.headers["Authorization"] == "Basic c29tZW9uZTpwYXNzLWNhbmFyeQ=="
+
+
+@ON_SQLITE
+def test_while_a_secret_is_replaced_both_are_valid(history: RunHistory, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"whsec_{'A' * 32}\n{SECRET}\n")
+    history.run({EVE: [flow(1), flow(2)]})
+    with WebhookReceiver() as old, WebhookReceiver(key=bytes(24)) as new:
+        for each in (old, new):
+            history.store.begin_webhooks([f"w{each.port}"], now())
+        history.run({EVE: [flow(1)]})
+        assert flush([sender(history, tmp_path, e.url, name=f"w{e.port}") for e in (old, new)], PATIENCE_SECONDS) == []
+        assert [len(each.accepted) for each in (old, new)] == [1, 1]
+
+
+def test_the_signature_is_the_one_of_the_public_example() -> None:
+    """The example that the libraries of Standard Webhooks are tested with."""
+    batch = Batch("msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', 1)
+    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    headers = headers_of(batch, dt.datetime.fromtimestamp(1614265330, dt.UTC), [key])
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert headers["webhook-timestamp"] == "1614265330"
