@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "flows": "lists.flows",
     "changes": "lists.changes",
     "history": "lists.history",
+    "diff": "moments.diff",
     "export": "export.export_rows",
     "verify": "proof.verify_trail",
     "report": "export.report",

@@ -165,17 +165,27 @@ class OrgWorkflowEvent(NamedTuple):
     acknowledged_at: dt.datetime | None
 
 
-class ListDifference(NamedTuple):
-    """A change between the lists of two moments, whatever happened in between."""
+class Difference(NamedTuple):
+    """A difference between the lists of two moments, whatever happened in between.
 
+    Of a user's list, ``kind`` is that of a change, and ``user_id`` the user. Of an organisation's, it is that of an
+    event, and ``user_id`` whose access it is; or it is what no event proves: ``baseline`` (a first look showed the
+    workflow in between, and nobody knows whether it had been there before) or ``not_asked`` (the last user who showed
+    it was retired). The coverage is that of the user's list, or the weakest of the organisation's lists.
+    """
+
+    org_id: str
     flow_id: str
     kind: str
+    user_id: str | None
     old_name: str | None
     new_name: str | None
     old_cycle: str | None
     new_cycle: str | None
     old_editable: bool | None
     new_editable: bool | None
+    old_coverage: str
+    new_coverage: str
 
 
 class TargetHealth(NamedTuple):

@@ -8,19 +8,16 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-import msgspec
 from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, or_, select, text
 
 from etl.database import reading
-from etl.domain.diff import by_id, diff
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
-from etl.domain.model import Flow, Target
+from etl.domain.model import Target
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.listings import FLOWS
 from etl.report.names import WHOLE, contains, with_ids
 from etl.report.reading import sql
 from etl.report.rows import (
-    ListDifference,
     TargetAsOf,
     TargetHealth,
     sql_columns,
@@ -140,15 +137,6 @@ def listing(
     found = [then.c.cycle == cycle] if cycle else []
     found += [or_(*(contains(dialect, then.c[name], find) for name in ("flow_id", "flow_name")))] if find else []
     return select(then).where(*found).order_by(then.c.flow_id)
-
-
-def difference(
-    connection: Connection, known: Target, old: dt.datetime, new: dt.datetime | None
-) -> list[ListDifference]:
-    """The changes from the list at one moment to that at another, or now (None), whatever happened in between."""
-    lists = (connection.execute(listing(connection, known, at)) for at in (old, new))
-    before, after = (by_id(Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in rows) for rows in lists)
-    return [ListDifference(*msgspec.structs.astuple(change)) for change in diff(before, after)]
 
 
 # ------------------------------------------------------------------------------------------------------ its past

@@ -1,10 +1,10 @@
-"""The workflows of an organisation, now or at a moment, what differs between two, and one of them with its story."""
+"""The workflows of an organisation, now or at a moment, and one of them with its story."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -27,7 +27,7 @@ from etl.report.listings import STATES, WORKFLOWS
 from etl.report.names import WHOLE, contains, id_contains
 from etl.report.reading import sql
 from etl.report.rows import Coverage, Gap, ListChange, OrgWorkflow, OrgWorkflowEvent, view
-from etl.schema import UtcTime, change_set, org_event, target, workflow
+from etl.schema import UtcTime, target, workflow
 
 LISTS_THEN: Final = 20
 """The organisation's list at a moment can be narrowed to what was in so many users' lists then."""
@@ -209,73 +209,3 @@ def _shows(change: UserChange, event: OrgWorkflowEvent) -> bool:
     since = event.last_unchanged_at or event.observed_at
     is_of_it = since < change.observed_at <= event.observed_at or change.run_id == event.run_id
     return is_of_it and event.user_id in (None, change.user_id)
-
-
-_APPEARED: Final = ("appeared", "reappeared")
-_ACCESS: Final = ("access_granted", "access_lost")
-
-
-class OrgDifference(NamedTuple):
-    """A difference between an organisation's lists of two moments.
-
-    ``kind`` is that of an event, or what no event proves: ``baseline`` (a first look showed the workflow in between,
-    and nobody knows whether it had been there before) or ``not_asked`` (the last user who showed it was retired).
-    """
-
-    flow_id: str
-    kind: str
-    old_name: str | None
-    new_name: str | None
-    old_cycle: str | None
-    new_cycle: str | None
-    user_id: str | None = None
-    """Whose access was granted or lost, of a workflow in both lists."""
-
-
-def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
-    """The differences, by flow_id and kind; ``old`` is the earlier moment."""
-    states = (STATES.select(connection.dialect.name, org=WHOLE + org, at=at) for at in (old, new))
-    before, after = ({row.flow_id: row for row in connection.execute(chosen)} for chosen in states)
-    happened = defaultdict[tuple[str, str | None], list[str]](list)
-    between = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
-    kinds = org_event.c.kind.in_((*_APPEARED, "disappeared", *_ACCESS))
-    columns = (org_event.c.flow_id, org_event.c.user_id, org_event.c.kind)
-    for flow_id, user_id, kind in connection.execute(
-        select(*columns).where(*between, kinds).order_by(org_event.c.event_id)
-    ):
-        happened[flow_id, user_id].append(kind)
-    found = []
-    for flow_id in before.keys() | after.keys():
-        sides = before.get(flow_id), after.get(flow_id)
-        found += [OrgDifference(flow_id, kind, *_values(*sides)) for kind in _kinds(*sides, happened[flow_id, None])]
-    for (flow_id, user_id), seen in happened.items():
-        # otherwise the user has what he or she had
-        if user_id is not None and seen[0] == seen[-1] and flow_id in before and flow_id in after:
-            values = _values(before[flow_id], after[flow_id])
-            found.append(OrgDifference(flow_id, seen[0], *values, user_id))
-    return sorted(found, key=lambda each: (each.flow_id, each.user_id or ""))
-
-
-def first_look(connection: Connection, org: str) -> dt.datetime | None:
-    """When a whole list of the organisation was seen for the first time."""
-    of_target = select(func.min(change_set.c.observed_at)).where(change_set.c.target_id == target.c.id)
-    of_all = select(func.min(of_target.scalar_subquery())).where(target.c.org_id == org, target.c.expression == "")
-    found: dt.datetime | None = connection.execute(of_all).scalar()
-    return found
-
-
-def _kinds(old: Any, new: Any, events: Sequence[str]) -> Iterator[str]:
-    if old is None:
-        yield "appeared" if {*_APPEARED} & {*events} else "baseline"
-    elif new is None:
-        yield "disappeared" if "disappeared" in events else "not_asked"
-    else:
-        if old.cycle != new.cycle:
-            yield "cycle_changed"
-        if old.flow_name != new.flow_name:
-            yield "renamed"
-
-
-def _values(old: Any, new: Any) -> tuple[str | None, str | None, str | None, str | None]:
-    """Names, then cycles, each before and after."""
-    return old and old.flow_name, new and new.flow_name, old and old.cycle, new and new.cycle

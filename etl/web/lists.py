@@ -13,14 +13,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.model import Target
-from etl.report import targets, trail_page, workflow_page
+from etl.report import difference, targets, trail_page, workflow_page
 from etl.report.details import detail_sentences, details_of_flow
 from etl.report.listings import EVENTS, FLOWS, HISTORY, TARGETS, WORKFLOWS
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
-from etl.report.rows import ListDifference, TargetHealth, columns_of
+from etl.report.rows import Difference, TargetHealth, columns_of
 from etl.report.targets import KnownTarget, targets_of_user
-from etl.report.workflow_page import LISTS_THEN, SHOWN, OrgDifference, TooManyLists, difference, first_look
+from etl.report.workflow_page import LISTS_THEN, SHOWN, TooManyLists
+from etl.web.labels import utc
 from etl.web.page import (
     PAGE_ROWS,
     RequestParams,
@@ -68,7 +69,7 @@ def all_targets(site: Site, request: Request) -> Response:
 
 def one_target(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
-    at, since = asked.moment("as_of", now), asked.moment("since", now)
+    at, since = _two_moments(asked, now)
     fmt, table = asked.format(), asked.one_of("table", TARGET_TABLES)
     with short_transaction(site.engine) as connection:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
@@ -76,7 +77,10 @@ def one_target(site: Site, request: Request) -> Response:
         filters = {"find": asked.text("find"), "cycle": asked.text("cycle")}
         listing = TableQuery("workflows", targets.listing(connection, known.target, at, **filters))
         versions = TableQuery("versions", targets.versions(known.id, at))
-        changes = targets.difference(connection, known.target, since, at) if since else []
+        compared = difference.of_target(connection, known, since, at or now) if since else None
+        changes = []
+        if compared and not compared.refusal:
+            changes = difference.target_differences(connection, known, compared)
         if not fmt:
             past = versions.page(connection, VERSIONS + 1)
             values = {
@@ -89,12 +93,30 @@ def one_target(site: Site, request: Request) -> Response:
                 "before": targets.coverage_of(connection, [known.target], since).get(known.target),
             }
     if fmt and table == "difference":
-        return rows_file(table, columns_of(ListDifference), changes, fmt)
+        _comparable(compared)
+        return rows_file(table, columns_of(Difference), changes, fmt)
     if fmt:
         return listing_file(site, versions if table == "versions" else listing, fmt)
     values |= {"asked": asked, "others": others, "known": known, "at": at, "since": since, "now": now}
-    values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
+    values |= {"compared": compared, "changes": changes[:DIFFERENCES], "further": len(changes) > DIFFERENCES}
     return html(request, "target.html", values)
+
+
+def _two_moments(asked: RequestParams, now: dt.datetime) -> tuple[dt.datetime | None, dt.datetime | None]:
+    at, since = asked.moment("as_of", now), asked.moment("since", now)
+    if since and since > (at or now):
+        raise HTTPException(400, "“Compare with” must be earlier than the list that is compared.")
+    return at, since
+
+
+def _comparable(compared: difference.Comparison | None) -> difference.Comparison:
+    """Refuse a file that would look as if two lists were the same."""
+    if compared is None:
+        raise HTTPException(400, "Name the moment to compare with: since=...")
+    if compared.refusal:
+        words, at = compared.refusal
+        raise HTTPException(400, f"Nothing can be compared: {words}{f' {utc(at)} UTC' if at else ''}.")
+    return compared
 
 
 def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
@@ -110,7 +132,7 @@ def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
 
 def all_workflows(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
-    at, since = asked.moment("as_of", now), asked.moment("since", now)
+    at, since = _two_moments(asked, now)
     fmt, table = asked.format(), asked.one_of("table", LIST_TABLES)
     with short_transaction(site.engine) as connection:
         orgs = workflow_page.organisations(connection, asked.text("org"), ORGANISATIONS)
@@ -121,20 +143,24 @@ def all_workflows(site: Site, request: Request) -> Response:
         org = orgs[0].org_id
         if at and asked.text("which"):
             raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: choose all, or empty “As of”.")
-        if since and since > (at or now):
-            raise HTTPException(400, "“Compare with” must be earlier than “As of”.")
-        changes = difference(connection, org, since, at or now) if since else []
+        compared = difference.of_organisation(connection, org, since, at or now) if since else None
         if not fmt:
             values = _shown(connection, asked, org, at)
-            values |= {"since": since, "first_look": first_look(connection, org) if since else None}
-            values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
+            changes: Sequence[Any] = []
+            if compared and not compared.refusal:
+                changes = _differences(org, compared).page(connection, DIFFERENCES + 1)
+            values |= {"changes": changes[:DIFFERENCES], "further": len(changes) > DIFFERENCES}
         listing = TableQuery("workflows", _statement(connection, asked, org, at))
     if fmt and table == "difference":
-        return rows_file(table, columns_of(OrgDifference), changes, fmt)
+        return listing_file(site, _differences(org, _comparable(compared)), fmt)
     if fmt:
         return listing_file(site, listing, fmt)
-    values |= {"asked": asked, "org": orgs[0], "at": at, "now": now}
+    values |= {"asked": asked, "org": orgs[0], "at": at, "now": now, "since": since, "compared": compared}
     return html(request, "workflows.html", values)
+
+
+def _differences(org: str, compared: difference.Comparison) -> TableQuery:
+    return TableQuery("difference", difference.organisation_differences(org, compared))
 
 
 def _shown(connection: Connection, asked: RequestParams, org: str, at: dt.datetime | None) -> dict[str, Any]:
