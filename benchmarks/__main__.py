@@ -22,22 +22,23 @@ from benchmarks.rounds import BENCH_PYTHON
 out = Console(width=170)
 progress = Console(stderr=True, width=170)
 
-OTHERS = "targets x workflows as in 200x500, or as in 200x500/700 where all lists share so many workflow ids"
+EVERY_CASE = "A,B,C,D,200x500/700,quarrel,B+tls,B+20ms,B+tls+20ms"
+OTHERS = (
+    "quarrel, targets x workflows as in 200x500, or 200x500/700 where all lists share so many workflow ids; with +tls, "
+    "+20ms or both a gateway that speaks TLS, or takes its time"
+)
 FILE = click.Path(path_type=Path)
 JSON_FILE = click.option("--json", "json_file", type=FILE, help="Write everything that was measured into this file.")
-SHAPES = partial(click.option, "--shapes", help="Which, by comma; others as in 200x500 or 200x500/700.")
 DATABASES = partial(click.option, "--databases", "in_databases")
-LATENCY = partial(click.option, "--latency", "waiting", help="Let every answer wait so long.")
 
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
-@SHAPES(default="A,B,C,D")
+@click.option("--shapes", default=EVERY_CASE, help=f"Which, by comma: A, B, C, D, {OTHERS}.")
 @DATABASES(default="sqlite,postgresql")
 @click.option("--contenders", default=",".join(compare.CONTENDERS), help="Which, by comma.")
 @click.option("--runs", default=5, help="Rounds of each contender in each shape.")
 @click.option("--patience", default=12.0, help="A contender that took so many seconds gets no more rounds.")
 @click.option("--quick", is_flag=True, help="Shapes A and B, one round, without dlt and dbt.")
-@LATENCY(default="0ms")
 @JSON_FILE
 @click.pass_context
 def app(
@@ -48,7 +49,6 @@ def app(
     runs: int,
     patience: float,
     quick: bool,
-    waiting: str,
     json_file: Path | None,
 ) -> None:
     """Compare Flowtrail with what else would do the job."""
@@ -57,17 +57,12 @@ def app(
     if quick:
         shapes, runs, contenders = "A,B", 1, "flowtrail,floor,requests_floor,afternoon"
     wanted = compare.Wanted(
-        shapes={name: shape_named(name) for name in shapes.split(",")},
+        cases={name: case_named(name) for name in shapes.split(",")},
         databases=kinds_named(in_databases),
         contenders=[compare.CONTENDERS[name] for name in _known(contenders, compare.CONTENDERS)],
         runs=runs,
-        latency_seconds=_seconds(waiting),
         patience_seconds=patience,
     )
-    _compare(wanted, json_file)
-
-
-def _compare(wanted: compare.Wanted, json_file: Path | None) -> None:
     compared: dict[str, Any] = {}
     with _place() as folder:
         for compared in compare.compared(wanted, Path(folder), progress.print):
@@ -77,44 +72,25 @@ def _compare(wanted: compare.Wanted, json_file: Path | None) -> None:
     for table in show.comparison(compared):
         out.print(table.rich())
     out.print(show.machine(compared), "", *show.goal_lines(compared), sep="\n", highlight=False)
+    if failed := [line for line in compared["skipped"] if ": Flowtrail" in line]:
+        progress.print("Flowtrail failed.", *failed, sep="\n  ")
+        raise Exit(1)
 
 
 @app.command()
-@click.option("--shape", default="A", help=f"A, B, C, D, or {OTHERS}.")
+@click.option("--shape", default="A", help=f"A, B, C, D, {OTHERS}.")
 @click.option("--database", default="sqlite", help="sqlite or postgresql.")
 @click.option("--runs", default=3)
-@LATENCY(default="0ms")
-@click.option("--tls", is_flag=True, help="Ask over TLS.")
 @click.option("--statements", is_flag=True, help="Show what was sent in the last run.")
-def flowtrail(shape: str, database: str, runs: int, waiting: str, tls: bool, statements: bool) -> None:
+def flowtrail(shape: str, database: str, runs: int, statements: bool) -> None:
     """Flowtrail alone, for whoever works on its speed."""
-    of = shape_named(shape)
+    case = case_named(shape)
     kinds_named(database)
     with _place() as folder:
-        waits = _seconds(waiting)
-        measured = alone.measured(of, database, runs, Path(folder), tls=tls, latency_seconds=waits)
-    how = f"{database}, {waiting} an answer{', TLS' * tls}"
-    out.print(alone.drawn(f"{shape}, {how}, medians of {runs}", of, measured).rich())
+        measured = alone.measured(case, database, runs, Path(folder))
+    out.print(alone.drawn(f"{shape}, {database}, medians of {runs}", case.shape, measured).rich())
     for each in measured[-3:] if statements else ():
         out.print(each.phase, each.heads)
-
-
-@app.command()
-@LATENCY(default="20ms")
-@SHAPES(default="B")
-@DATABASES(default="sqlite,postgresql")
-@click.option("--runs", default=3)
-@JSON_FILE
-def latency(waiting: str, shapes: str, in_databases: str, runs: int, json_file: Path | None) -> None:
-    """Flowtrail and the afternoon's version where every answer takes its time, 16 requests at once."""
-    wanted = compare.Wanted(
-        shapes={name: shape_named(name) for name in shapes.split(",")},
-        databases=kinds_named(in_databases),
-        contenders=[compare.CONTENDERS[name] for name in ("flowtrail", "afternoon")],
-        runs=runs,
-        latency_seconds=_seconds(waiting),
-    )
-    _compare(wanted, json_file)
 
 
 @app.command(name="curve")
@@ -155,14 +131,17 @@ def report(files: Sequence[Path]) -> None:
         sys.stdout.write("\n".join([*parts, *lines, *skipped]) + "\n\n")
 
 
-def shape_named(name: str) -> world.Shape:
-    if name in world.SHAPES:
-        return world.SHAPES[name]
+def case_named(name: str) -> world.Case:
+    found = re.fullmatch(r"(.+?)(\+tls)?(?:\+([\d.]+)ms)?", name)
+    shape = world.SHAPES.get(found[1]) or _shape_of_numbers(found[1]) if found else None
+    if found is None or shape is None or 0 < shape.ids < shape.flows:
+        raise click.BadParameter(f"{name!r} is none of A, B, C, D, {OTHERS}")
+    return world.Case(shape, bool(found[2]), float(found[3] or 0) / 1000)
+
+
+def _shape_of_numbers(name: str) -> world.Shape | None:
     found = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", name)
-    shape = world.Shape(*(int(number or 0) for number in found.groups())) if found else None
-    if shape is None or 0 < shape.ids < shape.flows:
-        raise click.BadParameter(f"{name!r} is no shape: A, B, C, D, or {OTHERS}")
-    return shape
+    return world.Shape(*(int(number or 0) for number in found.groups())) if found else None
 
 
 def kinds_named(names: str) -> list[str]:
@@ -174,12 +153,6 @@ def _known(names: str, known: Collection[str]) -> list[str]:
         if name not in known:
             raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
     return names.split(",")
-
-
-def _seconds(text: str) -> float:
-    if not text.endswith("ms") or not text[:-2].replace(".", "").isdigit():
-        raise click.BadParameter(f"{text!r}: write milliseconds, as in 20ms")
-    return float(text[:-2]) / 1000
 
 
 def _place() -> tempfile.TemporaryDirectory[str]:

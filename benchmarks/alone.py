@@ -18,20 +18,17 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("peak MiB", "peak_mib", "{:.0f}".format),
     ("calls", "calls", "{:.0f}".format),
     ("statements", "statements", "{:.0f}".format),
+    ("rows read", "rows_read", "{:.0f}".format),
 )
 
 
-def measured(
-    shape: world.Shape, database: str, runs: int, place: Path, *, tls: bool, latency_seconds: float
-) -> list[Measurement]:
+def measured(case: world.Case, database: str, runs: int, place: Path) -> list[Measurement]:
     """The phases of ``runs`` rounds; one before them finds out what there is to import."""
     found: list[Measurement] = []
-    certificate = gateway.made_certificate(place) if tls else ""
-    with databases.of_kind(database, place) as kinds, gateway.running(shape, certificate) as asked:
-        asked.latency(latency_seconds)
+    with databases.of_kind(database, place) as kinds, gateway.answering(case, place) as asked:
         for nth in range(runs + 1):
             with kinds.fresh() as fresh:
-                round_ = Round(CONTENDERS["flowtrail"], shape, asked, fresh, place)
+                round_ = Round(CONTENDERS["flowtrail"], case.shape, asked, fresh, place)
                 phases = list(whole_round(round_, thoroughly=not nth))
             found += phases if nth else []
     return found

@@ -16,7 +16,7 @@ CONTENDERS = {
     each.name: each
     for each in (
         Contender(name="flowtrail", title="Flowtrail", patience=4),
-        Contender(name="floor", title="floor", patience=4),
+        Contender(name="floor", title="floor", patience=4, speaks_tls=False),
         Contender(name="requests_floor", title="floor with requests", patience=4),
         Contender(name="afternoon", title="afternoon's version"),
         Contender(name="dlt_scd2", title="dlt, scd2", own_python=True),
@@ -33,11 +33,10 @@ Say = Callable[[str], None]
 class Wanted:
     """What to compare."""
 
-    shapes: dict[str, world.Shape]
+    cases: dict[str, world.Case]
     databases: Sequence[str]
     contenders: Sequence[Contender]
     runs: int
-    latency_seconds: float = 0.0
     patience_seconds: float = 12.0
     """Whose rounds in one shape have taken so long is not asked for another; see also `Contender.patience`."""
 
@@ -53,15 +52,9 @@ def compared(wanted: Wanted, place: Path, say: Say) -> Iterator[dict[str, Any]]:
             with databases.of_kind(kind, place) as kinds:
                 of["databases"] = ", ".join(filter(None, (of["databases"], kinds.version())))
                 able = list(_able(wanted, kind, kinds, place, say, skipped))
-                for name, shape in wanted.shapes.items():
-                    cells += _cell(wanted, able, name, shape, kind, kinds, place, say, skipped)
-                    yield {
-                        "machine": of,
-                        "versions": versions,
-                        "latency_seconds": wanted.latency_seconds,
-                        "cells": cells,
-                        "skipped": skipped,
-                    }
+                for name, case in wanted.cases.items():
+                    cells += _cell(wanted, able, name, case, kind, kinds, place, say, skipped)
+                    yield {"machine": of, "versions": versions, "cells": cells, "skipped": skipped}
         except RuntimeError as error:
             skipped.append(f"{kind}: {error}")
             say(f"skipped: {skipped[-1]}")
@@ -85,13 +78,13 @@ def _able(
 
 
 def _cell(
-    wanted: Wanted, able: Sequence[Contender], name: str, shape: world.Shape, kind: str, kinds: databases.Databases,
+    wanted: Wanted, able: Sequence[Contender], name: str, case: world.Case, kind: str, kinds: databases.Databases,
     place: Path, say: Say, skipped: list[str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
+    able = [each for each in able if not case.tls or each.speaks_tls]
     measured: dict[str, list[list[Measurement]]] = {contender.name: [] for contender in able}
     spent = dict.fromkeys(measured, 0.0)
-    with gateway.running(shape) as asked:
-        asked.latency(wanted.latency_seconds)
+    with gateway.answering(case, place) as asked:
         for nth in range(wanted.runs):
             for contender in able:
                 if spent[contender.name] > wanted.patience_seconds * contender.patience:
@@ -99,7 +92,7 @@ def _cell(
                 began = time.monotonic()
                 try:
                     with kinds.fresh() as database:
-                        round_ = Round(contender, shape, asked, database, place)
+                        round_ = Round(contender, case.shape, asked, database, place)
                         last = list(whole_round(round_, thoroughly=not nth))
                 except Wrong as error:
                     skipped.append(f"{name} {kind}: {error}")
@@ -113,7 +106,9 @@ def _cell(
     for contender in able:
         yield {
             "shape": name,
-            **shape._asdict(),
+            **case.shape._asdict(),
+            "tls": case.tls,
+            "latency_seconds": case.latency_seconds,
             "database": kind,
             "contender": contender.name,
             "title": contender.title,

@@ -1,7 +1,8 @@
 """How many statements a process sends, whatever library it uses: counted where the drivers are called.
 
 ``calls`` counts what the driver was asked to do, ``statements`` how often a statement was executed: an executemany
-over 500 rows is one call and 500 statements, a COPY is one of both. Transactions and settings are not counted.
+over 500 rows is one call and 500 statements, a COPY is one of both. Transactions and settings are not counted. ``rows``
+counts what is fetched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class Count:
 
     calls: Counter[str] = field(default_factory=Counter)
     statements: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    """Only of SQLite and psycopg; by the way in which they were fetched."""
 
     def saw(self, statement: Any, times: int = 1) -> None:
         words = str(statement).split(None, 12)
@@ -30,6 +33,21 @@ class Count:
             head = " ".join(words[:12])[:100]
             self.calls[head] += 1
             self.statements[head] += times
+
+    def fetching(self, cursor: type) -> dict[str, Callable[..., Any]]:
+        """The methods of ``cursor`` that fetch, counted."""
+
+        def counted(name: str) -> Callable[..., Any]:
+            fetch = getattr(cursor, name)
+
+            def method(of: Any, *given: Any, **options: Any) -> Any:
+                found = fetch(of, *given, **options)
+                self.rows[name] += len(found) if name != "fetchone" else found is not None
+                return found
+
+            return method
+
+        return {name: counted(name) for name in ("fetchone", "fetchmany", "fetchall")}
 
 
 def start(database: str) -> Count:
@@ -60,6 +78,8 @@ def _count_sqlite(count: Count) -> None:
             count.saw(statement, _times(rows, self.rowcount))
             return done
 
+    for name, method in count.fetching(sqlite3.Cursor).items():
+        setattr(Cursor, name, method)
     connect = sqlite3.connect
 
     def counted(*given: Any, factory: type[sqlite3.Connection] = sqlite3.Connection, **options: Any) -> Any:
@@ -89,6 +109,8 @@ def _count_psycopg(count: Count) -> None:
 
     for name, saw in (("execute", saw_one), ("executemany", saw_many), ("copy", saw_one)):
         setattr(Cursor, name, _watched(getattr(Cursor, name), saw))
+    for name, method in count.fetching(Cursor).items():
+        setattr(Cursor, name, method)
 
 
 def _watched(method: Callable[..., Any], saw: Callable[..., None]) -> Callable[..., Any]:

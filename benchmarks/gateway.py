@@ -232,6 +232,14 @@ def made_certificate(folder: Path) -> str:
 
 
 @contextmanager
+def answering(case: world.Case, folder: Path) -> Iterator[Gateway]:
+    """A gateway for ``case`` until the end of the block; its certificate is made in ``folder``."""
+    with running(case.shape, made_certificate(folder) if case.tls else "") as asked:
+        asked.latency(case.latency_seconds)
+        yield asked
+
+
+@contextmanager
 def running(shape: world.Shape, certificate: str = "") -> Iterator[Gateway]:
     """A gateway for ``shape`` until the end of the block."""
     command = [sys.executable, "-m", "benchmarks.gateway", *map(str, shape), certificate]

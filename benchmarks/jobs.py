@@ -66,7 +66,8 @@ Work = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a job cost its own process; ``written_bytes`` went to files, ``calls`` and ``statements`` to the driver."""
+    """What a job cost its own process; ``written_bytes`` went to files, ``calls`` and ``statements`` to the driver, and
+    ``rows_read`` came from it."""
 
     seconds: float
     cpu_user_seconds: float
@@ -75,6 +76,7 @@ class Cost:
     written_bytes: int
     calls: int
     statements: int
+    rows_read: int
     heads: dict[str, int]
     """How often each statement, by its first words, was executed."""
 
@@ -94,6 +96,7 @@ def measured(work: Work, database: str) -> Cost:
         written_bytes=_written() - written,
         calls=count.calls.total(),
         statements=count.statements.total(),
+        rows_read=count.rows.total(),
         heads=dict(count.statements.most_common(25)),
     )
 

@@ -71,14 +71,14 @@ def bars(figures: Figures, file: Path) -> None:
     """Seconds of every contender, a panel for each shape and database."""
     from matplotlib import pyplot
 
-    tables = figures.tables()
+    tables, known = figures.tables(), list(dict.fromkeys(key.contender for key in figures.cells))
     figure, panels = pyplot.subplots(-(-len(tables) // 2), 2, figsize=(11, 2.6 * -(-len(tables) // 2)), squeeze=False)
     for panel, (shape, database) in zip(panels.flat, tables, strict=False):
         contenders = figures.contenders(shape, database)
         for nth, contender in enumerate(contenders):
             values = [figures.median(shape, database, contender, phase) or 0 for phase in PHASES]
             places = [where + nth * 0.8 / len(contenders) for where in range(len(PHASES))]
-            colour = MINE if contender == "flowtrail" else OTHERS[(nth - 1) % len(OTHERS)]
+            colour = MINE if contender == "flowtrail" else OTHERS[known.index(contender) - 1]
             panel.bar(places, values, 0.8 / len(contenders), color=colour, label=contender, align="edge")
         panel.set_xticks([where + 0.4 for where in range(len(PHASES))], PHASES)
         panel.set_yscale("log")

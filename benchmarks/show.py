@@ -33,21 +33,40 @@ class Drawn(NamedTuple):
 
 
 def comparison(compared: dict[str, Any]) -> Iterator[Drawn]:
-    """A table a shape and database; the triples are cold / quiet / churn."""
+    """A table of seconds a database, then one of everything a shape and database; the triples are cold / quiet /
+    churn."""
     figures = Figures(compared)
+    yield from _seconds(figures)
     head = ("cold / quiet / churn", "runs", "seconds", "CPU seconds", "server's CPU", "peak MiB", "statements",
-            "written KiB")  # fmt: skip
+            "rows read", "written KiB")  # fmt: skip
     for shape, database in figures.tables():
-        cell = next(each for key, each in figures.cells.items() if key[:2] == (shape, database))
+        cell = figures.any_of(shape, database)
         title = f"{shape}: {cell['targets']:,} targets x {cell['flows']:,} workflows, {database}"
         rows = [_row(figures, shape, database, each) for each in figures.contenders(shape, database)]
         yield Drawn(title, head, rows)
 
 
+def _seconds(figures: Figures) -> Iterator[Drawn]:
+    for database in dict.fromkeys(database for _, database in figures.tables()):
+        shapes = [shape for shape, of in figures.tables() if of == database]
+        titles = {key.contender: cell["title"] for key, cell in figures.cells.items() if key.database == database}
+        rows = [
+            (title, *(_triple(figures, shape, database, contender, "seconds", seconds) for shape in shapes))
+            for contender, title in titles.items()
+        ]
+        yield Drawn(f"{database}, seconds", ("cold / quiet / churn", *shapes), rows)
+
+
+def _triple(
+    figures: Figures, shape: str, database: str, contender: str, what: str, show: Callable[[float], str]
+) -> str:
+    values = [figures.median(shape, database, contender, phase, what) for phase in PHASES]
+    return " / ".join("-" if each is None else show(each) for each in values)
+
+
 def _row(figures: Figures, shape: str, database: str, contender: str) -> tuple[str, ...]:
     def triple(what: str, show: Callable[[float], str]) -> str:
-        values = [figures.median(shape, database, contender, phase, what) for phase in PHASES]
-        return " / ".join("-" if each is None else show(each) for each in values)
+        return _triple(figures, shape, database, contender, what, show)
 
     cell = figures.cells[shape, database, contender]  # type: ignore[index]
     return (
@@ -58,6 +77,7 @@ def _row(figures: Figures, shape: str, database: str, contender: str) -> tuple[s
         triple("server_cpu_seconds", seconds) if database != "sqlite" else "",
         triple("peak_mib", "{:.0f}".format),
         triple("statements", "{:,.0f}".format),
+        triple("rows_read", "{:,.0f}".format),
         triple("written_bytes", lambda each: f"{each / 1024:,.0f}"),
     )
 

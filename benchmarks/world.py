@@ -38,6 +38,14 @@ SHAPES = {"A": Shape(200, 500), "B": Shape(2_000, 20), "C": Shape(1, 100_000), "
 SHAPES["quarrel"] = Shape(200, 500, 500, quarrel=1)
 
 
+class Case(NamedTuple):
+    """A shape, and how the gateway answers."""
+
+    shape: Shape
+    tls: bool = False
+    latency_seconds: float = 0.0
+
+
 class Row(NamedTuple):
     """A workflow as one target sees it."""
 

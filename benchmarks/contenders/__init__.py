@@ -18,3 +18,5 @@ class Holds(NamedTuple):
     """Databases on which it takes removed workflows for existing ones."""
     quiet_statements: tuple[int, int] | None = None
     """The most that it may send in the phase *quiet*: in a run, and for each 500 targets."""
+    quiet_rows: tuple[int, int] | None = None
+    """The most rows that it may read then: in a run, and for each target."""

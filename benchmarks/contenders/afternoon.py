@@ -71,7 +71,7 @@ def work(job: Job) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.orm import Session
 
-    asker = Asker(job.gateway)
+    asker = Asker(job.gateway, job.certificate)
     asked = job.asked()
     engine = create_engine(job.url)
     with Session(engine) as session, ThreadPoolExecutor(job.concurrency) as pool:

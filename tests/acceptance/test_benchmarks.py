@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click import BadParameter
 from click.testing import CliRunner
 
 from benchmarks import databases, gateway, lived, show, world
-from benchmarks.__main__ import app
+from benchmarks.__main__ import app, case_named
 from benchmarks.compare import CONTENDERS
+from benchmarks.contenders import flowtrail
 from benchmarks.figures import Figures, goals
 from benchmarks.rounds import PHASES, Round, Wrong, whole_round
 from etl.database import connect, upgrade
@@ -42,6 +44,29 @@ def test_a_contender_holds_what_the_gateway_answered_after_each_phase(
     assert measured[0].written_bytes > SHAPE.rows
 
 
+@pytest.mark.parametrize(
+    "shape", [SHAPE._replace(ids=150), SHAPE._replace(ids=100, quarrel=1)], ids=["overlapping", "quarrel"]
+)
+def test_a_quiet_run_that_reads_more_than_it_must_fails(
+    shape: world.Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS, with a gateway that takes its time; whatever the users are told of the same workflow."""
+    case = world.Case(shape, tls=True, latency_seconds=0.002)
+    with (
+        gateway.answering(case, tmp_path) as asked,
+        databases.of_kind("sqlite", tmp_path) as kinds,
+        kinds.fresh() as database,
+    ):
+        round_ = Round(CONTENDERS["flowtrail"], shape, asked, database, tmp_path)
+        _, quiet = whole_round(round_, phases=("cold", "quiet"))
+        assert quiet.rows_read >= shape.targets
+        for limit, what in (("quiet_rows", "rows_read"), ("quiet_statements", "statements")):
+            monkeypatch.setattr(flowtrail, "HOLDS", flowtrail.HOLDS._replace(**{limit: (1, 1)}))
+            with pytest.raises(Wrong, match=f"quiet: {what}"):
+                round_.measured("quiet")
+            monkeypatch.undo()
+
+
 def test_an_idle_contender_is_detected(asked: gateway.Gateway, tmp_path: Path) -> None:
     with databases.of_kind("sqlite", tmp_path) as kinds, kinds.fresh() as database:
         idle = Round(CONTENDERS["floor"], SHAPE, asked, database, tmp_path)
@@ -61,28 +86,58 @@ def test_one_workflow_in_a_hundred_changes_in_four_ways(shape: world.Shape) -> N
     assert Counter(world.removed(shape)) <= before - after
 
 
-def cell(contender: str, seconds: float) -> dict[str, object]:
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("A", world.Case(world.Shape(200, 500))),
+        ("200x500/700", world.Case(world.Shape(200, 500, 700))),
+        ("B+tls", world.Case(world.SHAPES["B"], tls=True)),
+        ("B+20ms", world.Case(world.SHAPES["B"], latency_seconds=0.02)),
+        ("quarrel+tls+2.5ms", world.Case(world.SHAPES["quarrel"], tls=True, latency_seconds=0.0025)),
+    ],
+)
+def test_a_name_says_what_is_asked_for_and_how_it_is_answered(name: str, case: world.Case) -> None:
+    assert case_named(name) == case
+
+
+@pytest.mark.parametrize("name", ["", "E", "2x", "200x500/400", "B+20ms+tls", "B+20", "B+ms"])
+def test_any_other_name_is_refused(name: str) -> None:
+    with pytest.raises(BadParameter, match=r"is none of A, B, C, D, quarrel"):
+        case_named(name)
+
+
+def cell(contender: str, seconds: float, **of: object) -> dict[str, object]:
     phase = {
         "seconds": seconds, "cpu_seconds": seconds, "server_cpu_seconds": 0.0, "peak_mib": 80.0, "statements": 3,
-        "written_bytes": 200 * 299,
+        "rows_read": 800, "written_bytes": 200 * 299,
     }  # fmt: skip
     rounds = [dict.fromkeys(PHASES, phase | {"seconds": seconds * factor}) for factor in (1, 5, 1)]
     return {
         "shape": "A", "targets": 200, "flows": 500, "database": "sqlite", "contender": contender,
-        "title": contender, "rounds": rounds,
+        "title": contender, "rounds": rounds, **of,
     }  # fmt: skip
 
 
 def test_goals_are_judged_by_the_ratios_of_medians() -> None:
     cells = [cell("flowtrail", 0.6), cell("floor", 0.1), cell("requests_floor", 0.5), cell("dlt_scd2", 6.0)]
     reached = {goal.what: goal for goal in goals(Figures({"cells": cells}))}
-    assert reached["A sqlite quiet, ratio to the floor with requests"].met
-    assert not reached["A sqlite cold, ratio to the floor"].met
-    assert str(reached["A sqlite cold, ratio to the floor"]).endswith("<= 4: 6.00 NOT MET")
+    assert reached["A sqlite cold, ratio to the floor with requests"].met
+    assert not reached["A sqlite quiet, ratio to the floor with requests"].met
+    assert str(reached["A sqlite quiet, ratio to the floor with requests"]).endswith("<= 0.5: 1.20 NOT MET")
     assert reached["A sqlite quiet, ratio to the best peer"].reached == pytest.approx(0.1)
     assert reached["A sqlite quiet, bytes written a target"].reached == 299
-    table = next(show.comparison({"cells": cells})).markdown()
-    assert "| flowtrail | 3 | 0.600 / 0.600 / 0.600 |" in table
+    seconds, of_shape = (table.markdown() for table in show.comparison({"cells": cells}))
+    assert "| flowtrail | 0.600 / 0.600 / 0.600 |" in seconds
+    assert "| flowtrail | 3 | 0.600 / 0.600 / 0.600 |" in of_shape
+
+
+def test_a_run_over_tls_is_compared_with_a_quiet_one_and_a_slow_gateway_with_its_waiting() -> None:
+    slow = cell("flowtrail", 0.6, shape="A+tls+20ms", latency_seconds=0.02)
+    reached = {goal.what: goal.reached for goal in goals(Figures({"cells": [slow]}))}
+    assert reached["A+tls+20ms sqlite quiet, ratio to targets x latency / concurrency"] == pytest.approx(2.4)
+    assert "A+tls+20ms sqlite cold, ratio to the quiet run" not in reached, "it waits, like the quiet run"
+    over_tls = goals(Figures({"cells": [cell("flowtrail", 0.6, shape="A+tls")]}))
+    assert {goal.what: goal.reached for goal in over_tls}["A+tls sqlite cold, ratio to the quiet run"] == 1
 
 
 def test_a_lived_trail_verifies_and_every_question_of_the_page_can_be_asked_of_it(tmp_path: Path) -> None:
