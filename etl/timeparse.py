@@ -38,7 +38,8 @@ def parse_moment(text: str, now: dt.datetime, zone: dt.tzinfo = dt.UTC) -> dt.da
 
     - a date with or without a time, which may end in ``Z``, an offset or the name of a zone. A date alone is the
       first moment of that day.
-    - ``now``; ``today``, ``yesterday`` and the days of the week (the latest, today included): their first moment.
+    - ``now``; ``today``, ``yesterday``, ``tomorrow`` and the days of the week (the latest, today included): their
+      first moment.
     - ``N seconds|minutes|hours ago``: exactly so long. ``N days|weeks|months|years ago``: the same time of day in
       the zone, the last day of a month where there is none such.
 
@@ -85,7 +86,8 @@ def _iso(text: str, zone: dt.tzinfo) -> dt.datetime | None:
 def _relative(text: str, now: dt.datetime, zone: dt.tzinfo) -> dt.datetime | None:
     if text == "now":
         return now
-    days_back = {"today": 0, "yesterday": 1} | {name: (now.weekday() - number) % 7 for number, name in enumerate(_DAYS)}
+    days_back = {name: (now.weekday() - number) % 7 for number, name in enumerate(_DAYS)}
+    days_back |= {"tomorrow": -1, "today": 0, "yesterday": 1}
     if text in days_back:
         return _first_moment(now.date() - dt.timedelta(days=days_back[text]), zone)
     match = _AGO.fullmatch(text)

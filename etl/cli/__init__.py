@@ -44,6 +44,7 @@ _COMMANDS: Final = {
     "audit": "proof.audit",
     "answer": "proof.print_answer",
     "guard": "holds.guard",
+    "ack": "ack.ack",
     "seal": "proof.seal",
 }
 """Every command, in the order of ``--help``, and where it is in this package."""

@@ -80,7 +80,7 @@ def approve(
     if expect not in (None, _ANY) and not is_code(expect or ""):
         raise UsageError(f"--expect takes a code from `flowtrail guard list`, or 'any', not {expect!r}.")
     target = Target(org_id, user_id, options.expression) if org_id and user_id else None
-    signature = _signature(by)
+    signed = signature(by)
     with options.application(asks_gateway=True) as app:
         app.ready(upgrade=False)
         org = target.org_id if target else options.org
@@ -105,7 +105,7 @@ def approve(
             store = app.sealing_store()
             with app.telling_webhooks(store):
                 context = app.run_context(store)
-                done = app.run("approval", targets, context=context, approval=Approval(signature, scopes))
+                done = app.run("approval", targets, context=context, approval=Approval(signed, scopes))
             app.keep_heads()
     if done is None:
         console.json(None) if options.json else console.say("Nothing is held.")
@@ -128,7 +128,7 @@ def _ask_person(rows: Iterable[HeldWorkflow], scope: str, changes: int, *, as_js
         raise Exit(1)
 
 
-def _signature(by: str | None) -> str:
+def signature(by: str | None) -> str:
     """The name that goes into the trail: the one that the person gives, and the login that the system knows."""
     login = f"{_login()}@{socket.gethostname()}"
     if not by:

@@ -57,8 +57,14 @@ _ORG_NOW: Final = (*_ORG_WORKFLOW, "users", "editors", "first_listed_at", "chang
 _ORG_THEN: Final = (*_ORG_WORKFLOW, "valid_from", "valid_to", "from_kind", "proven_for_all")
 _STATE: Final = (*_WORKFLOW, "valid_from", "valid_to", "from_kind", "last_listed_at")
 _RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", *RUN_COUNTS)
-CHANGE_COLUMNS: Final = (*("observed_at", "org_id", "user_id", "expression", "flow_id"), "change", "flow_name", "EnOS")
-_EVENT: Final = ("observed_at", "org_id", "flow_id", "event", "flow_name", "users_after", "proven_for_all", "EnOS")
+CHANGE_COLUMNS: Final = (
+    *("observed_at", "org_id", "user_id", "expression", "flow_id", "change", "flow_name", "EnOS"),
+    *("ticket", "acknowledged_by"),
+)
+EVENT_COLUMNS: Final = (
+    *("event_id", "observed_at", "org_id", "flow_id", "event", "flow_name", "users_after", "proven_for_all", "EnOS"),
+    *("ticket", "acknowledged_by"),
+)
 
 
 @click.command()
@@ -147,17 +153,19 @@ def changes(options: Options, kinds: Sequence[str], baselines: bool) -> None:
 
 @click.command()
 @kinds_option(EVENT_KINDS)
+@click.option("--unacknowledged", is_flag=True, help="Only what nobody acknowledged: see `flowtrail ack`.")
 @shared(
     *("since", "until", "org", "user", "flow", "name", "timezone", "limit", "json", "config"),
     user="Only this user's access.",
 )
-def events(options: Options, kinds: Sequence[str]) -> None:
+def events(options: Options, kinds: Sequence[str], unacknowledged: bool) -> None:
     """Show what happened in organisations: each event once, however many users saw it."""
-    asked = options.filters()
+    asked = {**options.filters(), "acknowledged": "no" if unacknowledged else None}
     with options.reading() as app:
         rows = EVENTS.rows(app.engine, **asked, kind=kinds, newest_first=True, limit=options.one_more())
-        empty = partial(why_empty, app.engine, options, "such events", of_user=False, whole_lists=True)
-        _print(options, rows, _EVENT, empty, partial(_event_cells, app))
+        what = "events that nobody acknowledged" if unacknowledged else "such events"
+        empty = partial(why_empty, app.engine, options, what, of_user=False, whole_lists=True)
+        _print(options, rows, EVENT_COLUMNS, empty, partial(event_cells, app))
 
 
 @click.command()
@@ -183,7 +191,9 @@ def history(options: Options, flow_id: str) -> None:
         if shown and only_searches:
             console.say(SEARCHES_ONLY)
         happened = EVENTS.rows(app.engine, flow=flow_id, org=options.org, limit=options.one_more())
-        console.table("\nWhat happened to it in its organisation", _EVENT, _event_cells(app, happened), None, **how)
+        console.table(
+            "\nWhat happened to it in its organisation", EVENT_COLUMNS, event_cells(app, happened), None, **how
+        )
         with reading(app.engine) as connection:
             details = details_of_flow(connection, flow_id, options.org)[::-1]
         answers = (each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details)
@@ -252,13 +262,15 @@ def change_cells(changes: Iterable[ListChange], details: Iterable[str] = repeat(
     """``CHANGE_COLUMNS`` of changes; ``details`` is what EnOS said about each."""
     for e, said in zip(changes, details, strict=False):
         name = e.new_name or e.old_name
-        yield e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), name, said
+        agreed = (e.ticket, e.acknowledged_by)
+        yield e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), name, said, *agreed
 
 
-def _event_cells(app: Application, events: Iterable[OrgWorkflowEvent]) -> Iterator[Sequence[object]]:
+def event_cells(app: Application, events: Iterable[OrgWorkflowEvent]) -> Iterator[Sequence[object]]:
     for e in events:
         doubt, said = "" if e.proven_for_all else "no", event_detail_sentence(e, app.enos_zone)
-        yield e.observed_at, e.org_id, e.flow_id, what_happened(e), e.new_name or e.old_name, e.users_after, doubt, said
+        what = (what_happened(e), e.new_name or e.old_name, e.users_after, doubt, said)
+        yield e.event_id, e.observed_at, e.org_id, e.flow_id, *what, e.ticket, e.acknowledged_by
 
 
 def cycle_label(code: str | None) -> str:

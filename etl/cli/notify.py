@@ -15,7 +15,7 @@ from etl import database
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.options import Options, shared
-from etl.config import Schedule, Settings, WebhookSettings
+from etl.config import NotifySettings, Schedule, Settings, WebhookSettings
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.log import get_logger
@@ -89,7 +89,7 @@ def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         sent = pool.map(attempt_webhook, settings.webhook)
         if settings.notify:
-            yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
+            yield from pool.map(attempt, [receiver for receiver, _ in _all_receivers(settings)])
         yield from sent
 
 
@@ -130,22 +130,24 @@ def receiver_problems(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Each receiver that is configured, and what is wrong with its address; one line where the extra is missing."""
     yield from ((f"webhook {each.name}", None) for each in settings.webhook)
     try:
-        for receiver, _, _ in _all_receivers(settings):
+        for receiver, _ in _all_receivers(settings):
             yield receiver.name, receiver.why if isinstance(receiver, UnusableReceiver) else None
     except UsageError as error:
         yield "notify", str(error)
 
 
-def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | UnusableReceiver, Sequence[str], Sequence[str]]]:
+def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | UnusableReceiver, NotifySettings]]:
     for number, each in enumerate(settings.notify, 1):
-        yield from ((receiver, each.on, each.orgs) for receiver in receivers(number, each))
+        yield from ((receiver, each) for receiver in receivers(number, each))
 
 
 def _subscriptions(settings: Settings) -> list[Subscription]:
     """The receivers that can be written to; none without the extra."""
     try:
         return [
-            Subscription(each, on, orgs) for each, on, orgs in _all_receivers(settings) if isinstance(each, Receiver)
+            Subscription(each, wants.on, wants.orgs, wants.unacknowledged)
+            for each, wants in _all_receivers(settings)
+            if isinstance(each, Receiver)
         ]
     except UsageError:
         return []

@@ -140,12 +140,16 @@ class ServiceSettings(Section, frozen=True, kw_only=True):
 
 
 class NotifySettings(Section, frozen=True, kw_only=True):
-    """One ``[[notify]]``: who is notified of what. Without ``orgs``, about every organisation."""
+    """One ``[[notify]]``: who is notified of what. Without ``orgs``, about every organisation.
+
+    ``unacknowledged``: not of changes and events that somebody has acknowledged.
+    """
 
     urls: Annotated[tuple[Secret, ...], Meta(extra={"read": addresses.receiver_urls})] = ()
     urls_file: Text = ""
     on: Annotated[tuple[str, ...], Meta(extra={"read": addresses.kinds})] = addresses.USUAL_KINDS
     orgs: Annotated[tuple[str, ...], Meta(extra={"read": addresses.names})] = ()
+    unacknowledged: Flag = False
 
 
 class WebhookSettings(Section, frozen=True, kw_only=True):

@@ -12,7 +12,19 @@ from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Engine, Select, String, TextClause, bindparam, distinct, func, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    Select,
+    String,
+    TextClause,
+    bindparam,
+    distinct,
+    exists,
+    func,
+    select,
+    text,
+)
 
 from etl.config.slots import quartz_in_words
 from etl.domain.answers import sentence
@@ -21,6 +33,7 @@ from etl.domain.model import CYCLE_LABELS, VERDICTS, Target
 from etl.printable import printable
 from etl.report.details import ChangeDetail, freq_before
 from etl.report.reading import stream
+from etl.report.rows import ListChange, OrgWorkflowEvent, view
 from etl.schema import CHANGE_KIND, UtcTime, change_set, org_event, target, workflow_change, workflow_detail
 from etl.store import UnnotifiedRun
 
@@ -237,13 +250,16 @@ def digest_of(
     run: UnnotifiedRun,
     on: Sequence[str],
     orgs: Sequence[str],
+    unacknowledged: bool = False,
+    *,
     enos_zone: dt.tzinfo | None = None,
 ) -> Digest | None:
     """The digest of ``run`` for a subscription to these kinds and organisations (none: all); None if nothing happened.
 
+    ``unacknowledged``: without changes and events that somebody has acknowledged by now.
     A failure or a hold is reported when it begins: not if the target's previous attempt ended in the same way.
     """
-    found = gather(_found(engine, run, on, orgs, enos_zone))
+    found = gather(_found(engine, run, on, orgs, unacknowledged, enos_zone))
     if not found:
         return None
     name = run.schedule or _ORIGINS.get(run.origin, run.origin)
@@ -253,12 +269,17 @@ def digest_of(
 
 
 def _found(
-    engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str], enos_zone: dt.tzinfo | None
+    engine: Engine,
+    run: UnnotifiedRun,
+    on: Sequence[str],
+    orgs: Sequence[str],
+    unacknowledged: bool,
+    enos_zone: dt.tzinfo | None,
 ) -> Iterator[tuple[str, str]]:
     if kinds := [kind for kind in on if kind in DELTA_KINDS]:
-        yield from _lines(engine, _changes(run, kinds, orgs), _Change, enos_zone)
+        yield from _lines(engine, _changes(run, kinds, orgs, unacknowledged), _Change, enos_zone)
     if event_kinds := [kind for kind in on if kind in ORGANISATION_KINDS]:
-        yield from _lines(engine, _events(run, event_kinds, orgs), _Event, enos_zone)
+        yield from _lines(engine, _events(run, event_kinds, orgs, unacknowledged), _Event, enos_zone)
     given = {"run_id": run.id, "finished_at": run.finished_at, "orgs": list(orgs), "of_all": not orgs}
     for kind in (verdicts := [kind for kind in on if kind in ISSUE_VERDICTS]):
         known = [kind] if kind == "held" else ISSUE_VERDICTS
@@ -297,8 +318,12 @@ _NEW_ISSUES: Final = _statement("new_issues", "known")
 _ENDED_ISSUES: Final = _statement("ended_issues", "verdicts").bindparams(bindparam("started_at", type_=UtcTime))
 
 
-def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Select[Any]:
-    of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
+def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str], unacknowledged: bool) -> Select[Any]:
+    wanted: list[ColumnElement[bool]] = [target.c.org_id.in_(orgs)] if orgs else []
+    if unacknowledged:
+        listed, same = view("list_change", ListChange), ("change_set_id", "flow_id", "kind")
+        mine = (listed.c[name] == workflow_change.c[name] for name in same)
+        wanted.append(exists().where(*mine, listed.c.acknowledged_at.is_(None)))
     what = [workflow_change.c[name] for name in _Change._fields[2:8]]
     return (
         select(
@@ -313,15 +338,18 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> S
         )
         .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
         .join(target, target.c.id == change_set.c.target_id)
-        .where(change_set.c.run_id == run.id, CHANGE_KIND.in_(kinds), *of_orgs)
+        .where(change_set.c.run_id == run.id, CHANGE_KIND.in_(kinds), *wanted)
         .group_by(workflow_change.c.kind, target.c.org_id, *what)
         .order_by(target.c.org_id, workflow_change.c.flow_id, workflow_change.c.kind)
     )
 
 
-def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Select[Any]:
+def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str], unacknowledged: bool) -> Select[Any]:
     found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
     found += [org_event.c.org_id.in_(orgs)] if orgs else []
+    if unacknowledged:
+        listed = view("org_workflow_event", OrgWorkflowEvent)
+        found.append(exists().where(listed.c.event_id == org_event.c.event_id, listed.c.acknowledged_at.is_(None)))
     columns = [org_event.c[name] for name in _Event._fields]
     details = _detail_columns(run.id, org_event.c.org_id, org_event.c.flow_id)
     return select(*columns, *details).where(*found).order_by(org_event.c.event_id)

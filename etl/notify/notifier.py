@@ -186,9 +186,9 @@ class Notifier:
         subscription, found = state.subscription, list[tuple[Key, Digest]]()
         pending = [run for run in self._waiting.values() if ("run", run.id) not in state.acknowledged]
         for run in pending[:_MOST_AT_ONCE]:
-            wanted = (run.id, tuple(subscription.on), tuple(subscription.orgs))
+            wanted = (run.id, tuple(subscription.on), tuple(subscription.orgs), subscription.unacknowledged)
             if wanted not in digests:
-                digests[wanted] = digest_of(self.engine, run, subscription.on, subscription.orgs, self.enos_zone)
+                digests[wanted] = digest_of(self.engine, run, *wanted[1:], enos_zone=self.enos_zone)
             digested = digests[wanted]
             if digested is None:
                 state.acknowledged.add(("run", run.id))

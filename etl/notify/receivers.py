@@ -163,6 +163,8 @@ class Subscription(NamedTuple):
     sender: Sender
     on: Sequence[str]
     orgs: Sequence[str]
+    unacknowledged: bool = False
+    """Whether it is not told of changes and events that somebody has acknowledged."""
 
 
 class Timing(NamedTuple):

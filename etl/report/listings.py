@@ -31,6 +31,7 @@ from etl.domain.model import Target, cycle_code
 from etl.report.names import WHOLE, contains, id_contains
 from etl.report.reading import sql, stream
 from etl.report.rows import (
+    Acknowledgement,
     Gap,
     HeldWorkflow,
     ListChange,
@@ -44,7 +45,7 @@ from etl.report.rows import (
     sql_columns,
     view,
 )
-from etl.schema import TARGET_KEY, run_seal, sync_issue, target, workflow
+from etl.schema import TARGET_KEY, acknowledgement, run_seal, sync_issue, target, workflow
 
 T = TypeVar("T", bound=tuple[Any, ...])
 Condition = Callable[[Any, str, Any], ColumnElement[bool]]
@@ -179,6 +180,11 @@ _SEALS: Final = Filter(
     ),
 )
 _EVENTS: Final = Filter("inside", lambda c, _, numbers: c.event_id.in_(numbers))
+_ACKNOWLEDGED: Final = _one_of(
+    {"no": lambda c: c.acknowledged_at.is_(None), "yes": lambda c: c.acknowledged_at.is_not(None)}
+)
+_AFTER: Final = Filter("inside", lambda c, _, at: c.observed_at > at)
+_BEGUN_BEFORE: Final = Filter("inside", lambda c, _, at: c.last_unchanged_at < at)
 _ORG: Final = {"org": _id("org_id")}
 _USER: Final = {**_ORG, "user": _id("user_id")}
 _FLOW: Final = {**_USER, "flow": _id("flow_id")}
@@ -188,6 +194,8 @@ _HAPPENED: Final = {
     "since": _SINCE,
     "until": _UNTIL,
     "seals": _SEALS,
+    "after": _AFTER,
+    "begun_before": _BEGUN_BEFORE,
 }
 _LISTED: Final = {"name": _text("flow_name"), "find": _text("flow_id", "flow_name"), "cycle": _CYCLE}
 _TARGET: Final = ("org_id", "user_id", "expression")
@@ -307,7 +315,25 @@ EVENTS: Final = ListView(
     OrgWorkflowEvent,
     _view("org_workflow_event", OrgWorkflowEvent),
     ("event_id",),
-    {**_HAPPENED, "kind": _some_of("kind", EVENT_KINDS), "event": _equal("event_id", "number"), "events": _EVENTS},
+    {
+        **_HAPPENED,
+        "kind": _some_of("kind", EVENT_KINDS),
+        "event": _equal("event_id", "number"),
+        "events": _EVENTS,
+        "acknowledged": _ACKNOWLEDGED,
+    },
+)
+_revoking: Final = acknowledgement.alias("revoking")
+ACKNOWLEDGEMENTS: Final = ListView(
+    "acknowledgements",
+    Acknowledgement,
+    lambda asked, columns: (
+        select(acknowledgement, _revoking.c.id.label("revoked_by"))
+        .outerjoin(_revoking, _revoking.c.revokes == acknowledgement.c.id)
+        .subquery("acknowledgements")
+    ),
+    ("id",),
+    {**_FLOW, "ticket": _equal("ticket")},
 )
 STATES: Final = ListView(
     "workflows",

@@ -165,6 +165,24 @@ class OrgWorkflowEvent(NamedTuple):
     acknowledged_at: dt.datetime | None
 
 
+class Acknowledgement(NamedTuple):
+    """Who agreed to what, and which other one it revokes, or is revoked by."""
+
+    id: int
+    made_at: dt.datetime
+    made_by: str
+    ticket: str | None
+    note: str | None
+    org_id: str
+    flow_id: str | None
+    user_id: str | None
+    kind: str | None
+    after: dt.datetime | None
+    until: dt.datetime | None
+    revokes: int | None
+    revoked_by: int | None
+
+
 class Difference(NamedTuple):
     """A difference between the lists of two moments, whatever happened in between.
 

@@ -78,7 +78,7 @@ def _append(connection: Connection, rows: Sequence[dict[str, object]], now: dt.d
     head = seals.locked_head(connection, now)
     last = connection.execute(_LAST).scalar_one()
     clock = connection.execute(select(database_now(connection))).scalar_one()
-    at = max(clock, head.sealed_at + _MOMENT, head.acknowledged_at or clock)
+    at = max(clock, *(before + _MOMENT for before in (head.sealed_at, head.acknowledged_at) if before is not None))
     numbered = [{**row, "id": number, "made_at": at} for number, row in enumerate(rows, last + 1)]
     connection.execute(insert(acknowledgement), numbered)
     connection.execute(update(trail).where(trail.c.id == head.id).values(acknowledged_at=at))

@@ -93,6 +93,48 @@ def test_an_event_is_there_once_and_both_lists_have_its_change(flowtrail: Progra
     assert "flow 3" in flowtrail("workflows", "--cycle", "hour").stdout
 
 
+def test_somebody_agrees_to_what_happens_before_and_afterwards(flowtrail: Program, world: World) -> None:
+    flowtrail.json("sync")
+    announced = flowtrail(*f"ack --org {ORG} --flow 4 --until tomorrow --by ada --ticket CHG-1".split())
+    assert announced.stdout.startswith("Acknowledgement 1 covers now: 0 events, and 0 changes of lists.")
+    world.set_cycle(ORG, "3", "H")
+    world.rename(ORG, "4", "other")
+    flowtrail.json("sync")
+    assert [(row["flow_id"], row["ticket"]) for row in flowtrail.json("events")] == [("4", "CHG-1"), ("3", None)]
+    (other,) = flowtrail.json("events", "--unacknowledged")
+    accepted = flowtrail.json("ack", "--event", str(other["event_id"]), "--note", "as planned")
+    assert (accepted["ids"], accepted["changes"], [row["flow_id"] for row in accepted["events"]]) == ([2], 2, ["3"])
+    assert "No events that nobody acknowledged:" in flowtrail("events", "--unacknowledged").stdout
+    assert "no longer counts (3)" in flowtrail("ack", "revoke", "2", "--by", "ben").stdout
+    assert [row["flow_id"] for row in flowtrail.json("events", "--unacknowledged")] == ["3"]
+    login = f"({pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()})"
+    made = [(row["made_by"], row["revokes"], row["revoked_by"]) for row in flowtrail.json("ack", "list")]
+    assert made == [(f"ben {login}", 2, None), (login[1:-1], None, 3), (f"ada {login}", None, None)]
+    assert flowtrail.json("ack", "list", "--ticket", "CHG-1", "--flow", "4")[0]["id"] == 1
+    flowtrail.json("sync")
+    assert "everything holds" in flowtrail("verify").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "Name what you agree to"),
+        ("--event 1 --org o1", "Name what you agree to"),
+        ("--event 99", "There is no event 99"),
+        ("--org o9", "Unknown organisation: 'o9'"),
+        ("--org o1 --since 2026-01-02 --until 2026-01-01", "--since must lie before --until"),
+        ("--org o1 --kind baseline", "'baseline' is not one of"),
+        ("--org o1 --ticket \x07", "--ticket must be printable text of at most 200 characters"),
+        ("revoke 1", "There is no acknowledgement 1"),
+        ("--org o1 list", "Options of `ack list` go behind it"),
+    ],
+)
+def test_what_nobody_can_agree_to_is_one_sentence(flowtrail: Program, words: str, said: str) -> None:
+    flowtrail.json("sync")
+    refused = flowtrail("ack", *words.split(" ")) if words else flowtrail("ack")
+    assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
 def test_exporting_after_a_seal_gives_every_row_once(flowtrail: Program, world: World) -> None:
     taken: list[str] = []
     last = 0

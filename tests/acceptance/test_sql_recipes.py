@@ -11,19 +11,20 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import duckdb
 import pytest
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, insert, make_url, text
 
-from etl.database import reading
+from etl.database import reading, writing
 from etl.domain import verdict
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import Refused
 from etl.report.asof import flows_as_of
 from etl.report.listings import EVENTS, STATES
+from etl.schema import acknowledgement
 from etl.store import NewRun, Store
 from tests.support import builders
 from tests.support.browser import write_month
@@ -140,6 +141,21 @@ ANSWERS: Mapping[str, Rows] = {
         ("maria", "2026-03-17", "o-solar", "alice", "4", "sort"),
         ("maria", "2026-03-17", "o-solar", "alice", "5", "check"),
     ],
+    "What has nobody acknowledged?": [
+        ("5", "2026-03-02", "2", "access_lost", "bob"),
+        ("6", "2026-03-16", "3", "access_granted", "bob"),
+        ("9", "2026-03-17", "5", "disappeared", ""),
+        ("10", "2026-03-25", "1", "access_lost", "bob"),
+    ],
+    "Who had agreed by the end of March to what happened in it?": [
+        ("2026-03-02", "3", "renamed", "", "", "", ""),
+        ("2026-03-02", "2", "access_lost", "bob", "", "", ""),
+        ("2026-03-16", "3", "access_granted", "bob", "", "", ""),
+        ("2026-03-17", "4", "disappeared", "", "CHG-7", "maria", "2026-03-18"),
+        ("2026-03-17", "5", "disappeared", "", "", "", ""),
+        ("2026-03-25", "1", "access_lost", "bob", "CHG-8", "zoe", "2026-03-26"),
+    ],
+    "What was agreed under a ticket?": [("o-solar", "2026-03-17", "4", "disappeared", "maria", "2026-03-18")],
     "What were renamed workflows called before?": [("o-solar", "3", "join", "join_all", "2026-03-02")],
     "How much came and went, by organisation and month?": [
         ("o-solar", "2026-02", "1", "0"),
@@ -236,6 +252,27 @@ def tell(engine: Engine) -> None:
     carol = {"1": ("map", "H", False), "6": ("report", "M", False)}
     story.run("03-25", {ALICE: alice, BOB: bob, CAROL: carol, DORA: dora, FRED: {}})
     story.run("03-31", {ALICE: None, BOB: bob, CAROL: carol, DORA: {}, FRED: {}})
+    with writing(engine) as connection:
+        connection.execute(insert(acknowledgement), [agreed(number, *each) for number, each in enumerate(AGREED, 1)])
+
+
+AGREED = (
+    ("03-18", "maria", {"flow_id": "4", "kind": "disappeared", "ticket": "CHG-7"}),
+    ("03-26", "zoe", {"ticket": "CHG-8", "after": "03-20", "until": "03-31"}),
+    ("03-30", "maria", {"flow_id": "5", "ticket": "CHG-7"}),
+    ("03-31", "zoe", {"revokes": 3}),
+    ("04-02", "zoe", {"revokes": 2}),
+    ("04-03", "maria", {"flow_id": "3", "kind": "renamed", "ticket": "CHG-9"}),
+)
+"""When, by whom, and what."""
+
+
+def agreed(number: int, day: str, by: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"id": number, "made_at": noon(day), "made_by": by, "org_id": "o-solar", **dict.fromkeys(SAID), **said}
+    return row | {name: row[name] and noon(row[name]) for name in ("after", "until")}
+
+
+SAID = ("flow_id", "user_id", "kind", "after", "until", "ticket", "note", "revokes")
 
 
 # --------------------------------------------------------------------------------------------------- the asking

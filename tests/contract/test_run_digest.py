@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from sqlalchemy import Engine
 
 from etl.notify.digest import LINES, Digest, DigestPart, message, together
+from etl.store import NewAcknowledgement
 from tests.support.builders import flow, numbered
-from tests.support.run_history import ANN, BOB, EVE, RunHistory
+from tests.support.run_history import ANN, BOB, EVE, ON, RunHistory
 
 
 @pytest.fixture
@@ -45,6 +48,24 @@ def test_what_happens_in_an_organisation_is_one_line_an_event_with_its_users(his
         "disappeared": ["o2 7 map, seen by 1 user before"],
     }
     assert history.lines(run_id, ["disappeared"], ["o1"]) == {}
+
+
+def test_who_wants_only_what_nobody_acknowledged_is_not_told_of_what_was_announced(history: RunHistory) -> None:
+    """But is told of each of the others, and of failures."""
+    history.run({ANN: [flow(1), flow(2)], BOB: [flow(1)]})
+    for flow_id, kind in (("1", "cycle_changed"), ("3", None)):
+        new = NewAcknowledgement(made_by="ada", org_id="o1", flow_id=flow_id, kind=kind)
+        history.store.acknowledge([new], dt.datetime.now(dt.UTC))
+    after = [flow(1, "x", cycle="H"), flow(2, cycle="H"), flow(3)]
+    run_id = history.run({ANN: after, BOB: "62109"})
+    on = (*ON, "appeared")
+    assert history.lines(run_id, on).keys() == {"cycle_changed", "added", "renamed", "appeared", "failed"}
+    assert history.lines(run_id, on, unacknowledged=True) == {
+        "cycle_changed": ["o1 2 map: day to hour (ann)"],
+        "renamed": ["o1 1 x, before: map (ann)"],
+        "failed": ["o1/bob: EnOS said 62109 (62109)"],
+    }
+    assert history.lines(run_id, ["added"], unacknowledged=True) == {}
 
 
 def test_renames_and_editability_say_before_and_after(history: RunHistory) -> None:

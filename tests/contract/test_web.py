@@ -370,7 +370,7 @@ PARAMETERS = {
     "/workflows?org=o1": "as_of since find user cycle which order table page format",
     "/workflow": "org flow as_of table format",
     "/workflows/{}/{}": "as_of",
-    "/events": "org user flow name since until kind page format",
+    "/events": "org user flow name since until kind acknowledged page format",
     "/events/{}": "format",
     "/runs": "schedule status page format",
     "/runs/{}": "table format",

@@ -52,6 +52,20 @@ def test_the_users_behind_an_event_are_beside_it_and_on_its_page_and_in_its_file
     assert f'<a href="/events/{known[0]}">whose</a>' in listed, "of an event of many"
 
 
+def test_who_agreed_is_beside_an_event_and_where_nobody_did_the_command_to_copy(server, engine) -> None:
+    (agreed, *_), (other, *_) = (ids(engine, f"acknowledged_at IS {null}") for null in ("NOT NULL", "NULL"))
+    page = get(server, f"/events/{agreed}").text
+    assert "CHG-&lt;1&gt;" in page
+    assert "ada &lt;b&gt;" in page
+    assert "nobody" not in page
+    assert (
+        f"<code>flowtrail ack --event {other} --by NAME --ticket TICKET</code>" in get(server, f"/events/{other}").text
+    )
+    trail = get(server, "/trail", org="=o2", kind="renamed", since="").text
+    told = [("CHG-" in row, "nobody" in row) for row in trail.partition("<tbody>")[2].split("<tr>")[1:]]
+    assert set(told) == {(True, False), (False, True)}
+
+
 def test_the_first_page_tells_what_happened_last_once_however_many_saw_it(server, engine) -> None:
     told = get(server, "/").text.partition('<table id="latest-events"')[2].partition("</table>")[0]
     with reading(engine) as connection:
@@ -108,6 +122,8 @@ FILES = [
         listings.EVENTS,
         {"since": after(days=14), "until": after(days=20), "newest_first": True},
     ),
+    ("/events", {"acknowledged": "no"}, listings.EVENTS, {"acknowledged": "no", "newest_first": True}),
+    ("/events", {"acknowledged": "yes"}, listings.EVENTS, {"acknowledged": "yes", "newest_first": True}),
     ("/runs", {}, listings.RUNS, {}),
     ("/targets", {"show": "problems"}, listings.TARGETS, {"show": "problems"}),
     ("/workflows", {"org": "=o1"}, listings.WORKFLOWS, {"org": "=o1"}),

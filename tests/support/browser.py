@@ -22,7 +22,7 @@ from etl.database import connect
 from etl.domain import verdict
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
-from etl.store import NewRun
+from etl.store import NewAcknowledgement, NewRun
 from etl.web.app import create_app
 from etl.web.labels import target_path, workflow_path
 from etl.web.page import Site
@@ -76,6 +76,8 @@ def write_month(engine: Engine, url: str) -> None:
             else:
                 outcomes.append(diary.judge(fence, listed, after(days=day)))
         _run(diary, after(days=day), outcomes)
+    agreed = NewAcknowledgement(made_by="ada <b>", org_id="o2", kind="renamed", until=after(days=30), ticket="CHG-<1>")
+    diary.store.acknowledge([agreed], after(days=40))
 
 
 def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:

@@ -42,6 +42,8 @@ def _commands(group: Any, context: Any) -> Iterator[str]:
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         below = type(context)(command, info_name=name, parent=context)
+        if getattr(command, "invoke_without_command", False):
+            yield from _command(command, below)
         if hasattr(command, "list_commands"):
             yield from _commands(command, below)
         else:

@@ -71,11 +71,13 @@ class RunHistory:
     def unnotified(self) -> list[UnnotifiedRun]:
         return self.store.unnotified_runs(dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
-    def digest(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> Digest | None:
+    def digest(
+        self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = (), unacknowledged: bool = False
+    ) -> Digest | None:
         run = next(run for run in self.unnotified() if run.id == run_id)
-        return digest_of(self.engine, run, on, orgs)
+        return digest_of(self.engine, run, on, orgs, unacknowledged)
 
-    def lines(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> dict[str, list[str]]:
+    def lines(self, run_id: int, *wanted: Any, **more: Any) -> dict[str, list[str]]:
         """The lines of each kind."""
-        digest = self.digest(run_id, on, orgs)
+        digest = self.digest(run_id, *wanted, **more)
         return {kind: list(part.lines) for kind, part in digest.parts.items()} if digest else {}

@@ -45,6 +45,7 @@ def utc(*parts: int) -> dt.datetime:
         ("tuesday", UTC, utc(2026, 3, 31)),
         ("monday", UTC, utc(2026, 3, 30)),
         ("wednesday", UTC, utc(2026, 3, 25)),
+        ("tomorrow", UTC, utc(2026, 4, 1, 0, 0)),
         ("90 seconds ago", UTC, utc(2026, 3, 31, 14, 1, 37, 125)),
         ("15m ago", UTC, utc(2026, 3, 31, 13, 48, 7, 125)),
         ("an hour ago", UTC, utc(2026, 3, 31, 13, 3, 7, 125)),
