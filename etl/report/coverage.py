@@ -170,7 +170,7 @@ class _CoverageReader:
         """The whole result."""
         gaps = list(self._gaps())
         seals = [run.seal_id for run in self._asking if run.inside]
-        under_way = select(func.count()).where(sync_run.c.status == "running")
+        under_way = select(func.count()).where(sync_run.c.status == "running", sync_run.c.finished_at.is_(None))
         return Coverage(
             since=self._since,
             until=self._until,

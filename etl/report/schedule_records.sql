@@ -14,5 +14,5 @@ SELECT asked.value AS name,
        ran.slot AS under_way
   FROM {names} AS asked
   LEFT JOIN (SELECT schedule, min(coalesce(scheduled_for, started_at)) AS slot FROM sync_run
-              WHERE status = 'running' AND schedule IS NOT NULL GROUP BY schedule) AS ran
+              WHERE status = 'running' AND finished_at IS NULL AND schedule IS NOT NULL GROUP BY schedule) AS ran
        ON ran.schedule = asked.value

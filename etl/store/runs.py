@@ -48,6 +48,9 @@ _TICK: Final = dt.timedelta(microseconds=1)
 _ONE_SLOT: Final = dt.timedelta(milliseconds=100)
 """The shortest interval of a schedule: a time closer to a slot belongs to that slot."""
 
+_UNDER_WAY: Final = (sync_run.c.status == "running", sync_run.c.finished_at.is_(None))
+"""The second is what an index finds."""
+
 Marks = tuple[int | None, ...]
 """Only useful to compare with earlier marks."""
 
@@ -237,9 +240,7 @@ def close_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
     it is replaced by now: a live run writes another one in time. A run that a transaction is writing for at this moment
     is left for the next time.
     """
-    beats = select(sync_run.c.id, sync_run.c.heartbeat_at, database_now(connection)).where(
-        sync_run.c.status == "running"
-    )
+    beats = select(sync_run.c.id, sync_run.c.heartbeat_at, database_now(connection)).where(*_UNDER_WAY)
     rows = connection.execute(beats).all()
     if ahead := [run_id for run_id, beat_at, now_there in rows if beat_at > now_there]:
         corrected = update(sync_run).where(sync_run.c.id.in_(ahead), sync_run.c.heartbeat_at > database_now(connection))
@@ -248,7 +249,7 @@ def close_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
     if not late:
         return []
     silent = tuple_(sync_run.c.id, sync_run.c.heartbeat_at).in_(late.items())
-    dead = select(sync_run.c.id).where(sync_run.c.status == "running", silent)
+    dead = select(sync_run.c.id).where(*_UNDER_WAY, silent)
     found = sorted(connection.execute(dead.with_for_update(skip_locked=True)).scalars())
     if found:
         closed = func.coalesce(sync_run.c.closed_at, now, type_=UtcTime())
@@ -258,7 +259,7 @@ def close_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
 
 def marks(connection: Connection) -> Marks:
     """A value that changes whenever any run begins, writes or ends."""
-    running = select(sync_run.c.id).where(sync_run.c.status == "running").order_by(sync_run.c.id)
+    running = select(sync_run.c.id).where(*_UNDER_WAY).order_by(sync_run.c.id)
     last = (connection.execute(select(func.max(table.c.id))).scalar() for table in (change_set, sync_run))
     return (*last, *connection.execute(running).scalars())
 
