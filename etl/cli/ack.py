@@ -60,6 +60,9 @@ def ack(options: Options, event_ids: Sequence[int], kind: str | None, by: str | 
         return
     if bool(event_ids) == bool(options.org) or (event_ids and any(scoped)):
         raise UsageError("Name what you agree to: `flowtrail ack --event ID`, or `flowtrail ack --org ORG`.")
+    for name in ("flow", "user"):
+        if getattr(options, name) == "":
+            raise UsageError(f"--{name} is empty: leave it out for any.")
     after, until = options.period()
     said: dict[str, Any] = {"made_by": signature(by), **{name: _text(name, value) for name, value in why.items()}}
     with options.application() as app:
@@ -125,7 +128,7 @@ def _asked(new: NewAcknowledgement, whole: str = "") -> dict[str, Any]:
 def _text(name: str, value: str | None) -> str | None:
     if value is not None and (not value.isprintable() or len(value) > _LONGEST[name]):
         raise UsageError(f"--{name} must be printable text of at most {_LONGEST[name]} characters.")
-    return value or None
+    return (value or "").strip() or None
 
 
 @ack.command("list")

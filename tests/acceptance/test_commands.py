@@ -123,6 +123,7 @@ def test_somebody_agrees_to_what_happens_before_and_afterwards(flowtrail: Progra
         ("--event 99", "There is no event 99"),
         ("--org o9", "Unknown organisation: 'o9'"),
         ("--org o1 --since 2026-01-02 --until 2026-01-01", "--since must lie before --until"),
+        ("--org o1 --flow ", "--flow is empty"),
         ("--org o1 --kind baseline", "'baseline' is not one of"),
         ("--org o1 --ticket \x07", "--ticket must be printable text of at most 200 characters"),
         ("revoke 1", "There is no acknowledgement 1"),

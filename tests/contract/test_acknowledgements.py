@@ -5,23 +5,31 @@ from __future__ import annotations
 import datetime as dt
 import random
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from sqlalchemy import Engine, insert, select, text
 
+from etl.audit import Extent, check, write_bundle
 from etl.database import reading, writing
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
+from etl.domain.model import Target
 from etl.errors import DatabaseError, UsageError
-from etl.report.listings import CHANGES, EVENTS
+from etl.report.listings import ACKNOWLEDGEMENTS, CHANGES, EVENTS
 from etl.schema import acknowledgement, change_set, org_event, target, workflow_change
-from etl.store import NewAcknowledgement, Store
+from etl.store import NewAcknowledgement, Store, acknowledgements, copy
+from etl.verify import verify
 from tests.organisation.mirror import MirroredSimulation, moment
 from tests.organisation.settings import DAY, MINUTE
 from tests.organisation.world import HOUR, START, Schedule, Setting
+from tests.support.builders import numbered
+from tests.support.intruder import tamper
 from tests.support.questions import now
 from tests.support.trails import ANN, House, findings
 
@@ -223,3 +231,80 @@ def test_a_seal_covers_what_was_made_since_the_seal_before_whatever_the_clock_sa
     covered = [(number - runs, ticket) for number, ticket in house.rows(query) if ticket]
     assert covered == [(1, "T1"), (1, "T2"), (1, "T3"), (2, "T4")]
     assert findings(engine) == []
+    house.acknowledge({"ticket": "T6"})
+    tamper(engine, "DELETE FROM acknowledgement WHERE ticket = 'T5'")
+    assert [each for each in findings(engine) if "acknowledgement.id should be 5, but is 6" in each]
+
+
+def test_many_at_once_and_runs_that_end_meanwhile_leave_no_gap_and_one_seal_for_each(engine: Engine) -> None:
+    house = House(engine)
+    house.serve({"plants": [ANN]})
+
+    def agree(name: int) -> None:
+        for number in range(6):
+            house.acknowledge({"ticket": f"{name}.{number}"}, {"note": "with it"})
+
+    with ThreadPoolExecutor(3) as people:
+        agreeing = [people.submit(agree, name) for name in range(3)]
+        while not all(each.done() for each in agreeing):
+            house.serve({"plants": [ANN]})
+        assert [each.result() for each in agreeing] == [None] * 3
+    assert house.rows("SELECT min(id), max(id), count(*) FROM acknowledgement") == [(1, 36, 36)]
+    house.serve({"plants": [ANN]})
+    assert findings(engine) == []
+    assert [str(each) for each in verify(engine, since=1)] == []
+
+
+def test_a_copy_seals_what_was_not_sealed_before(engine: Engine, other: Engine) -> None:
+    house = House(engine)
+    house.serve({"plants": [ANN]})
+    house.acknowledge({"ticket": "T1"})
+    copy.copy(engine, other)
+    assert findings(other) == []
+    there = House(other)
+    there.acknowledge({"ticket": "T2"})
+    there.serve({"plants": [ANN]})
+    assert [row.ticket for row in ACKNOWLEDGEMENTS.rows(other)] == ["T1", "T2"]
+    assert findings(other) == []
+    tamper(other, "DELETE FROM acknowledgement WHERE id = 1")
+    assert "run_seal.acknowledgements_digest" in findings(other)[0]
+
+
+def test_a_lost_commit_is_looked_up(engine: Engine) -> None:
+    house = House(engine)
+    with writing(engine) as connection:
+        new = [NewAcknowledgement(made_by="ada", org_id="o1")] * 2
+        made = acknowledgements.acknowledge(connection, new, now())
+    with reading(engine) as connection:
+        assert acknowledgements.were_acknowledged(connection, made)
+        again = msgspec.structs.replace(made, at=made.at + dt.timedelta(microseconds=1))
+        assert not acknowledgements.were_acknowledged(connection, again)
+    house.serve({"plants": [ANN]})
+
+
+def test_a_bundle_of_one_organisation_proves_its_acknowledgements_and_shows_no_other(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house, eve = House(engine), Target("o2", "eve")
+    house.upstream.lists[eve] = numbered(1, 3)
+    house.serve({"plants": [ANN]})
+    house.acknowledge({"ticket": "T1"}, {"ticket": "T2"})
+    house.store.acknowledge([NewAcknowledgement(made_by="wu", org_id="o2", note="secret")], now())
+    house.serve({"wind": [eve]})
+    house.store.revoke(2, "ben", None, now())
+    house.serve({"plants": [ANN]})
+
+    def checked() -> tuple[int, str]:
+        with (tmp_path / "bundle.zip").open("wb") as file:
+            write_bundle(engine, file, Extent(org_id="o1"), now())
+        return check.main([str(tmp_path / "bundle.zip")]), capsys.readouterr().out
+
+    code, printed = checked()
+    assert code == 0, printed
+    assert "Proven: acknowledgements: 3, by 'ada', 'ben'; 1 of them revoked." in printed
+    assert "Not proven: that the 1 acknowledgements of which only a hash is here are of other" in printed
+    with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
+        assert not [name for name in archive.namelist() if name != "check.py" and b"secret" in archive.read(name)]
+    tamper(engine, "UPDATE acknowledgement SET note = 'none' WHERE made_by = 'wu'")
+    code, printed = checked()
+    assert (code, "run 2 (seal 2): acknowledgements_digest" in printed) == (1, True)

@@ -363,6 +363,9 @@ def called_held(rows: Rows) -> None:
 
 
 FORGED: dict[str, tuple[str, Tamper]] = {
+    "an_acknowledgement_left_out": (
+        "acknowledgement 2: should have the id 1", Which("acknowledgements", id=1).drop,
+    ),
     "a_member_who_came_back_before_he_left": (
         "o1/ben [电], run 13 (seal 13), memberships.jsonl: at is 2026-03-01 03:29:12+00:00, before 2026-03-01 04:17:24",
         Which("memberships", BEN).exchange_places,
