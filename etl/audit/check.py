@@ -104,6 +104,7 @@ SAID = {
     "the numbers below are theirs.",
     "organisations": "Proven: organisations: {names}.",
     "users": "Proven: users: {users}, with {lists} lists (what a user is shown: all workflows, or those of a search).",
+    "directories": "Proven: directories: of {names}. A directory is EnOS's own list of an organisation's workflows.",
     "runs": "Proven: runs: {succeeded} succeeded, {partial} in part, {failed} failed, {aborted} cut short.",
     "answers": "Proven: answers: to {answered} of {asked} requests; {changed} with changes, {unchanged} without, "
     "{held} held.",
@@ -161,7 +162,7 @@ def printable(value: Any) -> str:
 
 def name_of(target: Target) -> str:
     org, user, expression = map(printable, target)
-    return f"{org}/{user}" + (f" [{expression}]" if expression else "")
+    return f"{org}/{user or '(directory)'}" + (f" [{expression}]" if expression else "")
 
 
 # ------------------------------------------------------------------------------------------------ encoding, and hashes
@@ -1054,13 +1055,34 @@ def answer_of(bundle: Bundle, data_hash: str, at: str) -> Optional[Dict[str, Flo
         raise Broken(at, f"its answer cannot be read: {printable(error)}") from None
 
 
+def workflows_in(items: List[Any]) -> Iterator[Any]:
+    """The items of a list; of a directory the files of type 1, as items of a list would have them."""
+    waiting = [items]
+    while waiting:
+        for item in waiting.pop():
+            if not isinstance(item, dict) or "isDirectory" not in item:
+                yield item
+            elif item["isDirectory"] is True:
+                waiting.append(item.get("children") or [])
+            elif whole(item.get("type")) == "1":
+                yield {"flowId": whole(item.get("key")), "flowName": item.get("title")}
+
+
+def whole(found: Any) -> Optional[str]:
+    """A whole number as its digits: it may be an integer, a fraction or a text."""
+    if isinstance(found, float) and found.is_integer():
+        return str(int(found))
+    digits, _, zeros = str(found).partition(".")
+    return digits if not isinstance(found, bool) and digits.isdigit() and not zeros.strip("0") else None
+
+
 def flows_of(data: bytes) -> Dict[str, Flow]:
     """The workflows in the ``data`` of an answer."""
     found: Dict[str, Flow] = {}
     items = json.loads(data, object_pairs_hook=without_twins)
     if not isinstance(items, list):
         raise ValueError("it is no list")
-    for item in items:
+    for item in workflows_in(items):
         given = item["flowId"] if isinstance(item, dict) and "flowId" in item else None
         flow_id = str(given) if FITS["int"](given) else given
         flow = [flow_id] + [item.get(name) for name in ("flowName", "cycle", "editable")] if flow_id else None
@@ -1120,7 +1142,10 @@ class Check:
         opened = [run for run in inside if run.opened == "whole"]
         yield self._period(runs, inside, len(opened))
         yield said("organisations", names=listed({target[0] for target in self.asked}))
-        yield said("users", users=len({target[:2] for target in self.asked}), lists=len(self.asked))
+        lists = [target for target in self.asked if target[1]]
+        yield said("users", users=len({target[:2] for target in lists}), lists=len(lists))
+        if len(lists) < len(self.asked):
+            yield said("directories", names=listed({target[0] for target in self.asked if not target[1]}))
         yield from self._sums(opened)
         yield from self._rows(opened)
         newest = {"number": len(seals), "sealed_at": moment(seals[-1]["sealed_at"]) if seals else "no time"}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from etl import database, log
-from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
+from etl.config import Policy, Schedule, Settings, directories, load, load_schedules, policy_of, with_policy
 from etl.config.slots import time_zone
 from etl.errors import DatabaseError
 from etl.system.clock import utc_now
@@ -259,6 +259,7 @@ class Application(ExitStack):
             targets=len(targets),
             lists={schedule.name: schedule.targets for schedule in schedules},
             gaps={schedule.name: schedule.coverage_gap or self.settings.coverage_gap for schedule in schedules},
+            asked_as=directories(schedules),
             org_id=org_id,
             user_id=user_id,
         )

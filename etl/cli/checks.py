@@ -6,7 +6,7 @@ import datetime as dt
 import math
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.resources import files
@@ -21,7 +21,7 @@ from etl.cli.application import Application
 from etl.cli.notify import receiver_problems
 from etl.cli.options import FILE, Options, shared
 from etl.cli.run import end_as, interruptible
-from etl.config import GatewaySettings, Schedule, Settings, TargetList
+from etl.config import GatewaySettings, Schedule, Settings, TargetList, directories
 from etl.domain.answers import zone_of
 from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError, SchemaMismatch, UsageError
@@ -35,6 +35,7 @@ _DETAIL_SECONDS: Final = 60.0
 _TIMEZONE_SECONDS: Final = 10.0
 _UNUSED_SECONDS: Final = 60.0
 _NO_TIME: Final = dt.timedelta(0)
+_EXAMPLES: Final = 3
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at any time, to bound memory."""
 
@@ -108,13 +109,16 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
         yield result._replace(ok=result.ok and bool(users[org]))
     schedules = [schedule.with_users(users) for schedule in schedules]
     for schedule in schedules:
-        yield CheckResult(f"load of {schedule.name}", True, _load(len(schedule.targets), app.settings.gateway))
+        yield CheckResult(f"load of {schedule.name}", True, _load(schedule, app.settings.gateway))
     seen: list[tuple[Target, str]] = []
-    yield from _targets(app, TargetList.union([schedule.targets for schedule in schedules]), seen)
+    witnesses = {org: _Witness(user) for org, user in directories(schedules).items()}
+    yield from _targets(app, TargetList.union([schedule.targets for schedule in schedules]), seen, witnesses)
+    for org, witness in witnesses.items():
+        yield CheckResult(f"directory of {org}", *witness.compared())
     if seen and app.details(schedules) is not None:
         yield _tried("details", lambda: _detail(app, *seen[0]))
     if seen and app.exchanged:
-        yield from _for_the_recording(app, seen[0][0])
+        yield from _for_the_recording(app, seen[0][0], witnesses)
 
 
 def _counted(schedules: Sequence[Schedule]) -> str:
@@ -123,14 +127,16 @@ def _counted(schedules: Sequence[Schedule]) -> str:
     return f"{len(schedules)} with {counted(len(targets), 'target')}{''.join(f', and {each}' for each in rosters)}"
 
 
-def _load(requests: int, gateway: GatewaySettings) -> str:
-    """What a run over so many targets sends to the gateway."""
+def _load(schedule: Schedule, gateway: GatewaySettings) -> str:
+    """What a run over its targets sends to the gateway."""
+    requests, trees = len(schedule.targets), len(schedule.directories)
     most = gateway.requests_per_second or math.inf
     took = {ms: max(math.ceil(requests / gateway.concurrency) * ms / 1000, requests / most) for ms in (20, 200)}
+    of_them = f" ({trees} for {'a directory' if trees == 1 else 'directories'})" if trees else ""
     rate = min(gateway.concurrency / 0.020, most, requests)
     return (
-        f"a run sends {counted(requests, 'request')}, and one or two more for each list that has changed: at most "
-        f"{gateway.concurrency} at once and {rate:,.0f} a second; {took[20]:.1f} s where an answer takes 20 ms, "
+        f"a run sends {counted(requests, 'request')}{of_them}, and one or two more for each list that has changed: at "
+        f"most {gateway.concurrency} at once and {rate:,.0f} a second; {took[20]:.1f} s where an answer takes 20 ms, "
         f"{took[200]:.1f} s where it takes 200 ms"
     )
 
@@ -205,23 +211,72 @@ def _detail(app: Application, target: Target, flow_id: str) -> str:
     return f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}"
 
 
-def _for_the_recording(app: Application, target: Target) -> Iterator[CheckResult]:
+def _for_the_recording(app: Application, target: Target, witnesses: Container[str]) -> Iterator[CheckResult]:
     """Calls that no run makes: whether EnOS answers them is good to know, and no problem."""
     org, user, _ = target
+
+    def directory() -> str:
+        return f"{len(app.gateway.fetch(Target(org, ''), asked_as=user).flows or ())} workflows"
+
     calls = {"Search Flow": lambda: f"{app.gateway.search(org, user, _UNUSED_SECONDS)} workflows on its first page"}
+    if org not in witnesses:
+        calls["List Workflow Directories"] = directory
     for name, ask in calls.items():
         result = _tried(f"{name} (for the recording)", ask)
         yield result._replace(ok=True)
 
 
-def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[CheckResult]:
-    """Every target, asked once; ``seen`` receives a workflow that one of them shows."""
+class _Witness:
+    """The directory of an organisation, and what its users list; for ``asked_as``, see Target."""
+
+    def __init__(self, asked_as: str) -> None:
+        self.asked_as = asked_as
+        self.files: frozenset[str] | None = None
+        """The workflows in the directory; None: no valid answer."""
+        self.listed: dict[str, str] = {}
+        """By workflow, one of those who list it."""
+        self.silent: list[Target] = []
+        """Whose lists did not come."""
+
+    def compared(self) -> tuple[bool, str]:
+        """Whether it is a complete witness, and what to say of it."""
+        if self.files is None:
+            return False, "not compared with the users' lists: it gave no valid answer"
+        lacking, unlisted = sorted(self.listed.keys() - self.files), sorted(self.files - self.listed.keys())
+        unheard = f"; {counted(len(self.silent), 'list')} did not come" if self.silent else ""
+        said = f"in no user's list: {len(unlisted)} of its {counted(len(self.files), 'workflow')}"
+        said += f", such as {', '.join(unlisted[:_EXAMPLES])}" if unlisted else ""
+        if not lacking:
+            return True, f"it has all {len(self.listed)} that users list; {said}{unheard}"
+        examples = ", ".join(f"{flow} (of {self.listed[flow]})" for flow in lacking[:_EXAMPLES])
+        return (
+            False,
+            f"no complete witness: it lacks {len(lacking)} that users list, such as {examples}; {said}{unheard}",
+        )
+
+
+def _targets(
+    app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]], witnesses: Mapping[str, _Witness]
+) -> Iterator[CheckResult]:
+    """Every target, asked once; ``seen`` receives a workflow that a user is shown, ``witnesses`` what they compare."""
 
     def ask(target: Target) -> str:
-        snapshot = app.gateway.fetch(target)
-        if snapshot.flows and not seen:
-            seen.append((target, snapshot.flows[0].flow_id))
-        return f"{len(snapshot.flows or ())} workflows"
+        witness = witnesses.get(target.org_id)
+        try:
+            snapshot = app.gateway.fetch(target, asked_as=witness.asked_as if witness else None)
+        except GatewayError:
+            if witness and not target.is_directory:
+                witness.silent.append(target)
+            raise
+        listed = [flow.flow_id for flow in snapshot.flows or ()]
+        if target.is_directory and witness:
+            witness.files = frozenset(listed)
+            return f"{len(listed)} workflows and {counted(snapshot.other_files, 'other file')}, as {witness.asked_as}"
+        if listed and not seen:
+            seen.append((target, listed[0]))
+        if witness:
+            witness.listed |= dict.fromkeys(listed, target.user_id)
+        return f"{len(listed)} workflows"
 
     with ThreadPoolExecutor(app.settings.gateway.concurrency) as pool:
         for start in range(0, len(targets), _HANDED_OUT):

@@ -15,6 +15,7 @@ import msgspec
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from etl import config
+from etl.domain.model import DIRECTORY
 from etl.printable import printable, printable_lines
 from etl.system import streams
 
@@ -132,7 +133,10 @@ def table(
     Control characters are escaped, and times are shown in ``zone``. Columns without any value are left out. ``most`` is
     how many rows are shown; ``more`` says where others are.
     """
-    shown = [[cell(value, zone) for value in row] for row in islice(rows, most and most + 1)]
+    shown = [
+        [DIRECTORY if value == "" and name == "user_id" else cell(value, zone) for name, value in pairs]
+        for pairs in (zip(columns, row, strict=True) for row in islice(rows, most and most + 1))
+    ]
     if not shown:
         if empty is not None:
             say(f"{title}: {empty}" if title else empty)

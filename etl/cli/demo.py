@@ -14,7 +14,7 @@ import click
 from etl import config
 from etl.cli import console
 from etl.cli.application import Application
-from etl.cli.lists import CHANGE_COLUMNS, change_cells
+from etl.cli.lists import CHANGE_COLUMNS, EVENT_COLUMNS, change_cells, event_cells
 from etl.cli.options import FILE
 from etl.cli.run import show_report
 from etl.demo import tour
@@ -22,7 +22,7 @@ from etl.demo.gateway import DemoGateway
 from etl.domain.kinds import DELTA_KINDS
 from etl.errors import UsageError
 from etl.report.health import read_within
-from etl.report.listings import CHANGES
+from etl.report.listings import CHANGES, EVENTS
 from etl.system import disk
 from etl.system.clock import utc_now
 
@@ -48,6 +48,8 @@ def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
                 _show(app, f"{number}. {title}", text)
             trail = change_cells(CHANGES.rows(app.engine, kind=DELTA_KINDS))
             console.table("\nThe trail, without its baselines", CHANGE_COLUMNS, trail, None)
+            events = event_cells(app, EVENTS.rows(app.engine))
+            console.table("\nWhat happened in the organisation, each thing once", EVENT_COLUMNS, events, None)
             _show_what_next(settings_file)
             if serve:
                 _keep_the_page_up(app, listen)
@@ -87,5 +89,5 @@ def _keep_the_page_up(app: Application, listen: str) -> None:
 def _show_what_next(settings_file: Path) -> None:
     flowtrail = "flowtrail" if shutil.which("flowtrail") else str(Path(sys.argv[0]).absolute())
     console.say("\nEverything is in one SQLite file. Try next:", "bold")
-    for command in ("changes --kind cycle_changed", "flows --org o15427722038191", "status"):
+    for command in ("changes --kind cycle_changed", "flows --org o15427722038191", "workflows --unlisted", "status"):
         console.say(f"  {flowtrail} --config {settings_file} {command}")

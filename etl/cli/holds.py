@@ -18,7 +18,7 @@ from click.exceptions import Exit
 
 from etl.cli import CommandGroup, console
 from etl.cli.lists import require_names
-from etl.cli.options import SHOWN, Options, shared
+from etl.cli.options import SHOWN, Options, shared, typed_user
 from etl.cli.run import show_report
 from etl.domain.approvals import Approval, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
@@ -61,7 +61,7 @@ def list_held(options: Options) -> None:
 
 @guard.command()
 @click.argument("org_id", metavar="[ORG]", required=False)
-@click.argument("user_id", metavar="[USER]", required=False)
+@click.argument("user_id", metavar="[USER]", required=False, callback=typed_user)
 @click.option("--all", "everything", is_flag=True, help="Every held target.")
 @click.option(
     "--expect",
@@ -75,11 +75,11 @@ def approve(
     options: Options, org_id: str | None, user_id: str | None, everything: bool, expect: str | None, by: str | None
 ) -> None:
     """Confirm what is held: ask the gateway once more, and apply its answer."""
-    if sum((bool(org_id and user_id), bool(options.org), everything)) != 1 or (org_id and not user_id):
+    if sum((user_id is not None, bool(options.org), everything)) != 1 or (org_id and user_id is None):
         raise UsageError("Name what to approve: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
     if expect not in (None, _ANY) and not is_code(expect or ""):
         raise UsageError(f"--expect takes a code from `flowtrail guard list`, or 'any', not {expect!r}.")
-    target = Target(org_id, user_id, options.expression) if org_id and user_id else None
+    target = Target(org_id, user_id, options.expression) if org_id and user_id is not None else None
     signed = signature(by)
     with options.application(asks_gateway=True) as app:
         app.ready(upgrade=False)

@@ -20,7 +20,7 @@ from etl.cli.application import Application
 from etl.cli.console import cell
 from etl.cli.options import Options, kinds_option, shared
 from etl.database import reading
-from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
+from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS, GONE_FROM_LISTS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
 from etl.printable import counted
@@ -35,8 +35,8 @@ from etl.report.details import (
     states_with_details,
     with_details,
 )
-from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, WORKFLOWS
-from etl.report.rows import RUN_COUNTS, ListChange, ListState, OrgWorkflowEvent
+from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, UNLISTED, WORKFLOWS
+from etl.report.rows import RUN_COUNTS, ListChange, ListState, OrgWorkflowEvent, UnlistedWorkflow
 from etl.report.runs import CAUSE_COLUMNS, causes
 from etl.report.targets import observed_targets, unknown_name
 from etl.system.clock import utc_now
@@ -53,7 +53,7 @@ _THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
 _TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
 _ORG_WORKFLOW: Final = ("org_id", "flow_id", "flow_name", "cycle")
 _ORG_NOW: Final = (*_ORG_WORKFLOW, "users", "editors", "first_listed_at", "changed_at", "last_listed_at",
-                   "users_in_gap")  # fmt: skip
+                   "users_in_gap", "in_directory")  # fmt: skip
 _ORG_THEN: Final = (*_ORG_WORKFLOW, "valid_from", "valid_to", "from_kind", "proven_for_all")
 _STATE: Final = (*_WORKFLOW, "valid_from", "valid_to", "from_kind", "last_listed_at")
 _RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", *RUN_COUNTS)
@@ -90,13 +90,19 @@ def flows(options: Options, targets: bool) -> None:
 
 
 @click.command()
+@click.option("--unlisted", is_flag=True, help="Instead those in an organisation's directory that no user sees now.")
 @shared("org", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
-def workflows(options: Options) -> None:
+def workflows(options: Options, unlisted: bool) -> None:
     """List the workflows of organisations, each once, as they are now or were then."""
     asked, at = options.filters(), options.moment(options.as_of)
+    if unlisted and (options.as_of or options.cycle):
+        raise UsageError("--unlisted is about now, and a directory says no cycle: leave out --as-of and --cycle.")
     with options.reading() as app:
         empty = partial(why_empty, app.engine, options, at=at, whole_lists=True)
-        if at is None:
+        if unlisted:
+            rows = UNLISTED.rows(app.engine, **asked, limit=options.one_more())
+            _print(options, rows, UnlistedWorkflow._fields, partial(_why_none_unlisted, app.engine, options))
+        elif at is None:
             _print(options, WORKFLOWS.rows(app.engine, **asked, limit=options.one_more()), _ORG_NOW, empty)
         else:
             _print(options, STATES.rows(app.engine, **asked, at=at, limit=options.one_more()), _ORG_THEN, empty)
@@ -206,7 +212,8 @@ def same_lives(states: Sequence[ListState]) -> list[ListState]:
     for _, of_user in groupby(states, key=itemgetter(0, 1, 2)):
         life = list(of_user)
         same = tuple(
-            (each.org_id, *each[2:7], cell(each.valid_from), cell(each.valid_to), each.from_kind) for each in life
+            (each.org_id, each.user_id == "", *each[2:7], cell(each.valid_from), cell(each.valid_to), each.from_kind)
+            for each in life
         )
         lives.setdefault(same, []).append(life)
     return [
@@ -253,9 +260,17 @@ def _print(
 
 
 def _cells(columns: Sequence[str], rows: Iterable[Any]) -> Iterator[Sequence[object]]:
-    """These columns; cycles in words."""
+    """These columns; cycles in words, where the list says any."""
     for row in rows:
-        yield [cycle_label(row.cycle) if name == "cycle" else getattr(row, name) for name in columns]
+        yield [_cycle_of(row) if name == "cycle" else getattr(row, name) for name in columns]
+
+
+def _cycle_of(row: Any) -> str:
+    return "" if _is_of_directory(row) else cycle_label(row.cycle)
+
+
+def _is_of_directory(row: Any) -> bool:
+    return getattr(row, "user_id", None) == ""
 
 
 def change_cells(changes: Iterable[ListChange], details: Iterable[str] = repeat("")) -> Iterator[Sequence[object]]:
@@ -291,6 +306,10 @@ def what_happened(event: Any) -> str:
             return f"{event.user_id} was given access"
         case "access_lost":
             return f"{event.user_id} lost access"
+        case "baseline" | "added" | "removed" as kind if _is_of_directory(event):
+            return str(kind)
+        case "disappeared" if getattr(event, "in_directory", None):
+            return f"{GONE_FROM_LISTS}, cycle {cycle_label(event.old_cycle)}"
         case "removed" | "disappeared" as kind:
             return f"{kind}, cycle {cycle_label(event.old_cycle)}"
         case kind:
@@ -342,6 +361,18 @@ def why_empty(
         last = cell(seen.last_at, options.zone)
         return f"No {what}: {_targets(seen.observed)} observed, last at {last}.{hint}"
     return f"No {what}{then}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
+
+
+def _why_none_unlisted(engine: Engine, options: Options) -> str:
+    wrong = unknown_name(engine, org=options.org)
+    if wrong is not None:
+        return wrong
+    directories = observed_targets(engine, utc_now(), org=options.org, user="")
+    if directories.targets == directories.retired:
+        return 'No directory is asked for: add `directory = "USER"` to [[targets]].'
+    if not directories.observed:
+        return "Not observed yet: no directory gave a valid answer; see `flowtrail status`."
+    return "None: as far as is known, somebody sees each workflow in the directory."
 
 
 def require_names(engine: Engine, *, org: str | None = None, user: str | None = None) -> None:

@@ -18,7 +18,7 @@ from etl.cli import console
 from etl.cli.application import Application
 from etl.config import Schedule, TargetList
 from etl.config.slots import time_zone
-from etl.domain.model import Target
+from etl.domain.model import DIRECTORY, Target
 from etl.errors import UsageError
 from etl.system import descriptors
 from etl.system.clock import utc_now
@@ -35,6 +35,11 @@ def _option(words: str, default: Any = None, **more: Any) -> Any:
     return field(default=default, metadata={"help": words, "default": default, **more})
 
 
+def typed_user(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    """A user's id; a directory has none, and is named as tables show it."""
+    return "" if given == DIRECTORY else given
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The shared options, as they were typed; those that a command does not take are as if omitted.
@@ -43,7 +48,7 @@ class Options:
     """
 
     org: str | None = _option("Only this organisation.")
-    user: str | None = _option("Only this user.")
+    user: str | None = _option(f"Only this user; '{DIRECTORY}': only directories.", callback=typed_user)
     flow: str | None = _option("Only this workflow id.")
     name: str | None = _option("Only names that contain this.")
     cycle: str | None = _option("Only this cycle: month, week, day, hour, minute, or as EnOS has it (M, W, D, H, mi).")

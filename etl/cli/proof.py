@@ -18,7 +18,7 @@ from etl.audit import Extent, write_bundle
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application
 from etl.cli.lists import require_names
-from etl.cli.options import FILE, Options, shared
+from etl.cli.options import FILE, Options, shared, typed_user
 from etl.database import backup
 from etl.domain.answers import data_of
 from etl.domain.model import Target
@@ -286,7 +286,7 @@ def audit(options: Options, output: Path) -> None:
 
 @click.command("answer")
 @click.argument("org_id", metavar="ORG")
-@click.argument("user_id", metavar="USER")
+@click.argument("user_id", metavar="USER", callback=typed_user)
 @click.option("--version", type=click.IntRange(1), show_default="the latest", help="Which version.")
 @shared("expression", "config")
 def print_answer(options: Options, org_id: str, user_id: str, version: int | None) -> None:

@@ -19,7 +19,7 @@ from etl import database, sync
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.options import Options, chosen_schedules, matching, schedules_argument, shared
-from etl.config import Configured, Schedule
+from etl.config import Configured, Schedule, directories
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Outcome
 from etl.errors import FlowtrailError, GatewayError
@@ -108,7 +108,7 @@ def plan(options: Options, schedules: Sequence[str]) -> None:
         chosen, rosters = _planned_rosters(app, store, chosen_schedules(app, schedules))
         targets = matching(chosen, options.org, options.user)
         with console.progress("fetching", len(targets), hidden=options.json) as arrived:
-            tally = sync.plan(app.run_context(store, arrived), targets, app.batches, planned.add)
+            tally = sync.plan(app.run_context(store, arrived), targets, app.batches, planned.add, directories(chosen))
     planned.show(tally, len(targets), rosters)
     lacking = tally.verdicts["failed"] or tally.verdicts["held"] or any(each.error for each in rosters)
     end_as(app, int(bool(lacking or tally.interrupted)))

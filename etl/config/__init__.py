@@ -10,7 +10,7 @@ from etl.config.loading import (
     shell_name,
     supervisor,
 )
-from etl.config.schedules import Configured, Schedule
+from etl.config.schedules import Configured, Schedule, directories
 from etl.config.secret import Secret
 from etl.config.settings import (
     ApiVersion,
@@ -37,6 +37,7 @@ __all__ = [
     "TargetList",
     "WebhookSettings",
     "another_database",
+    "directories",
     "load",
     "load_all",
     "load_schedules",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Each target once; those of ``rosters`` only after ``with_users``."""
     rosters: tuple[RosterOf, ...] = ()
     """The organisations whose users are all targets."""
+    directories: Mapping[str, str] = {}
+    """By organisation whose directory is one of ``targets``: the user as whom EnOS is asked for it."""
     unlisted: tuple[RosterOf, ...] = ()
     """Those of ``rosters`` whose users are unknown: any user there may be a target."""
 
@@ -70,7 +72,14 @@ class Configured(Container[Target]):
     def __contains__(self, target: object) -> bool:
         if target in self._targets:
             return True
-        return isinstance(target, Target) and RosterOf(target.org_id, target.expression) in self._unlisted
+        if not isinstance(target, Target) or target.is_directory:
+            return False
+        return RosterOf(target.org_id, target.expression) in self._unlisted
+
+
+def directories(schedules: Iterable[Schedule]) -> dict[str, str]:
+    """By organisation whose directory is a target of some of these schedules: the user as whom it is asked for."""
+    return {org: user for schedule in schedules for org, user in schedule.directories.items()}
 
 
 def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
@@ -84,7 +93,21 @@ def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
         return (), [Problem(str(folder), "has no schedule (*.toml): `flowtrail init` writes a sample")]
     files = [_read_schedule(path) for path in paths]
     schedules = tuple(schedule for schedule, _ in files if schedule)
-    return schedules, [problem for _, problems in files for problem in problems]
+    problems = [problem for _, problems in files for problem in problems]
+    return schedules, [*problems, *_different_askers(schedules)]
+
+
+def _different_askers(schedules: Sequence[Schedule]) -> Iterator[Problem]:
+    """It is one directory, however many schedules ask for it: the user as whom it is asked for is one, too."""
+    first: dict[str, tuple[Schedule, str]] = {}
+    for schedule in schedules:
+        for org, user in schedule.directories.items():
+            other, known = first.setdefault(org, (schedule, user))
+            if known != user:
+                yield Problem(
+                    str(schedule.path),
+                    f"asks for the directory of {org} as {user}, and {other.path} as {known}: use one user for both",
+                )
 
 
 def is_schedule_name(name: str) -> bool:
@@ -126,12 +149,12 @@ def _read_schedule(path: Path) -> tuple[Schedule | None, list[Problem]]:
     if not (targets.listed or targets.rosters or targets.problems):
         complain("has no targets: add [[targets]] with org and users, or a targets_file with rows")
     rosters = tuple(targets.rosters)
-    given |= {"targets": targets.listed, "rosters": rosters, "unlisted": rosters}
+    given |= {"targets": targets.listed, "rosters": rosters, "unlisted": rosters, "directories": targets.directories}
     return Schedule(name=path.stem, path=path, slots=slots, **given), problems
 
 
 def _reader(key: str) -> Callable[[object], Any]:
-    if key in ("org", "users", "expression"):
+    if key in ("org", "users", "directory", "expression"):
         raise ValueError("belongs below a line [[targets]]")
     if key not in _READERS:
         raise ValueError(f"there is no such key: did you mean {nearest(key, (*_READERS, *_TARGETS))}?")

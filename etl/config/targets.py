@@ -19,7 +19,7 @@ from etl.system.disk import MIB, open_regular
 ALL_USERS: Final = "all"
 """The value of ``users`` for all users on the organisation's roster."""
 _COLUMNS: Final = ("org", "user", "expression")
-_KEYS: Final = ("org", "users", "expression", "targets_file")
+_KEYS: Final = ("org", "users", "directory", "expression", "targets_file")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_ID: Final = 255
 _MOST_BYTES: Final = 3 * _LONGEST_ID
@@ -138,6 +138,8 @@ class Targets:
         self.problems: list[Problem] = []
         self.rosters: dict[RosterOf, str] = {}
         """Each with its place."""
+        self.directories: dict[str, str] = {}
+        """By organisation whose directory is a target: the user as whom it is asked for."""
         self._file = schedule_file
         self.listed = TargetList()
         """All targets, in the order in which they were written."""
@@ -181,10 +183,14 @@ class Targets:
             self._complain(place, f"there is no such key {shown(key)}: did you mean {nearest(key, _KEYS)}?")
         if "targets_file" in entry:
             self._add_file(entry["targets_file"], place)
-            if entry.keys() & {"org", "users"}:
-                self._complain(place, "has both a targets_file and org or users: use one entry for each")
+            if entry.keys() & {"org", "users", "directory"}:
+                self._complain(place, "has both a targets_file and org, users or directory: use one entry for each")
             return
         org = self._text(entry, "org", place)
+        if "directory" in entry:
+            self._add_directory(org, self._text(entry, "directory", place), place)
+            if not entry.keys() & {"users", "expression"}:
+                return
         expression = self._text(entry, "expression", place) if "expression" in entry else ""
         users = self._users(entry, place)
         if org is None or expression is None:
@@ -196,6 +202,17 @@ class Targets:
         for number, user in enumerate(users, start=1):
             if isinstance(user, str):
                 self._add(org, user, expression, source, number)
+
+    def _add_directory(self, org: str | None, user: str | None, place: str) -> None:
+        if org is None or user is None:
+            return
+        if fault := _fault("org", org) or _fault("directory", user):
+            self._complain(place, fault)
+        elif self.listed.add(*Target(org, "")):
+            self._places.append(self._source(f"{place}, directory #") << 40 | 1)
+            self.directories[org] = user
+        else:
+            self._complain(place, f"the directory of {org} is a target already: remove one of the two")
 
     def _add_roster(self, roster: RosterOf, place: str) -> None:
         if fault := _fault("org", roster.org_id) or _fault("expression", roster.expression):

@@ -20,12 +20,15 @@ def world(seed: int) -> World:
 
 
 def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]]) -> Path:
-    """A settings file, a secret and a schedule for the local gateway; returns the settings file."""
+    """A settings file, a secret and a schedule for the local gateway, with the directory of each organisation, asked
+    for as its first user; returns the settings file."""
     (folder / "schedules").mkdir(parents=True, exist_ok=True)
     secret = folder / "secret"
     with open(os.open(secret, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(SECRET_KEY)
-    targets = "\n".join(f'[[targets]]\norg = "{org}"\nusers = {users!r}\n' for org, users in schedule.items())
+    targets = "\n".join(
+        f'[[targets]]\norg = "{org}"\nusers = {users!r}\ndirectory = "{users[0]}"\n' for org, users in schedule.items()
+    )
     (folder / "schedules" / "plants.toml").write_text(f'cron = "*/15 * * * *"\n\n{targets}', encoding="utf-8")
     settings = folder / "flowtrail.toml"
     settings.write_text(
@@ -43,14 +46,18 @@ def scenes(gateway: DemoGateway) -> Iterator[tuple[str, str]]:
     user, other, *_ = gateway.world.users(org)
     yield ("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
     yield ("Nothing happened", "The same lists in another order: one hash per target, and nothing new in the trail.")
-    renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
+    renamed, faster, gone, taken = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:4]
     gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")
     gateway.world.rename(org, renamed.flow_id, f"{renamed.flow_name}_v2")
     gateway.world.remove_flow(org, gone.flow_id)
+    gateway.world.unlist(org, taken.flow_id)
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
-    yield ("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
+    yield (
+        "A working day",
+        f"In {org}: a new cycle, a new name, one workflow deleted, one taken from everybody, one new.",
+    )
     gateway.down = True
-    yield ("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
+    yield ("The gateway is down", "All eight targets fail, and no workflow is recorded as removed.")
     gateway.down, gateway.emptied = False, (other,)
     yield (
         "A false answer",

@@ -44,16 +44,25 @@ TELLS_NOTHING: Final = WITHOUT_AN_ANSWER | {"62109", "99500", "clock_skew", "int
 
 Origin = Literal["schedule", "command", "catch_up", "approval", "maintenance"]
 RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]
+DIRECTORY: Final = "(directory)"
+"""What people read in place of the user of an organisation's directory."""
 
 
 class Target(NamedTuple):
-    """Whose list is asked for: one user of one organisation, and the search expression ('' = none)."""
+    """Whose list is asked for: one user of one organisation, and the search expression ('' = none). Without a user it
+    is the organisation's directory."""
 
     org_id: str
     user_id: str
     expression: str = ""
 
+    @property
+    def is_directory(self) -> bool:
+        return not self.user_id
+
     def __str__(self) -> str:
+        if self.is_directory:
+            return f"{self.org_id}/(directory)"
         searched = f" [{self.expression}]" if self.expression else ""
         return f"{self.org_id}/{self.user_id}{searched}"
 
@@ -138,6 +147,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """How many keys its workflows have; None if one lacks some."""
     absent: frozenset[str] = frozenset()
     """The attributes whose key none of its workflows has."""
+    other_files: int = 0
+    """Of a directory: its files that are no workflows."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -182,6 +193,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     target: Target
     target_id: int = 0
     """0: not in the database (yet)."""
+    asked_as: str | None = None
+    """Of a directory: the user as whom EnOS is asked for it."""
     version: int = 0
     number: int = 0
     """``target.fence``, which every version, hold and retirement raises."""

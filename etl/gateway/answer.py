@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
@@ -25,8 +25,9 @@ from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
 from etl.gateway.connection import cut_short
+from etl.gateway.directory import read_tree
 from etl.gateway.errors import Quote, code_error, malformed, place_of
-from etl.gateway.strict import field_problem, first_problem, half_character_in
+from etl.gateway.strict import field_problem, first_problem, first_problem_in_directory, half_character_in
 from etl.gateway.transport import Reply
 
 _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
@@ -37,6 +38,7 @@ _ESCAPED_NUL: Final = re.compile(rb"\\u0000")
 _by_flow_id = attrgetter("flow_id")
 _values: Any = attrgetter(*ATTRIBUTES)
 _CALL: Final = "Get My Flow"
+DIRECTORY_CALL: Final = "List Workflow Directories"
 
 
 class _RawEnvelope(msgspec.Struct, rename="camel", gc=False):
@@ -132,6 +134,8 @@ class FlowList(NamedTuple):
     """How many keys its objects have, each key of each object counted once; None if one is missing somewhere."""
     absent: frozenset[str] = frozenset()
     """The attributes of ``Flow`` whose key none of its objects has; a null is a value."""
+    other_files: int = 0
+    """Of a directory: its files that are no workflows."""
 
 
 def read_snapshot(
@@ -140,11 +144,13 @@ def read_snapshot(
     """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``, and those of the
     answer ``before`` if they hash to the same. Raises by the error code, or Malformed."""
     reply = answer.reply
-    envelope = read_envelope(_CALL, reply.body, answer.quote, api)
+    envelope = read_envelope(DIRECTORY_CALL if target.is_directory else _CALL, reply.body, answer.quote, api)
     if envelope.data_hash == known_data_hash:
         listed = None
     elif before is not None and before.flows is not None and envelope.data_hash == before.data_hash:
-        listed = FlowList(before.flows, before.keys, before.absent)
+        listed = FlowList(before.flows, before.keys, before.absent, before.other_files)
+    elif target.is_directory:
+        listed = read_directory(envelope.data)
     else:
         listed = read_flows(envelope.data, api)
     return Snapshot(
@@ -159,6 +165,7 @@ def read_snapshot(
         data=b"" if listed is None else envelope.data,
         keys=None if listed is None else listed.keys,
         absent=frozenset() if listed is None else listed.absent,
+        other_files=0 if listed is None else listed.other_files,
     )
 
 
@@ -210,6 +217,19 @@ def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
         flows = _distinct(flows)
     flows.sort(key=_by_flow_id)
     return FlowList(tuple(flows), keys, absent)
+
+
+def read_directory(data: msgspec.Raw) -> FlowList:
+    """The workflows of a directory. Raises Malformed, naming node and field."""
+    try:
+        flows, other_files = read_tree(data)
+        unfit = any(field_problem(flow.flow_name or "") for flow in flows)
+    except (ValueError, RecursionError) as error:
+        raise malformed(DIRECTORY_CALL, _problem_in(data, error, first_problem_in_directory)) from None
+    if unfit:
+        raise malformed(DIRECTORY_CALL, _problem_in(data, ValueError("a title"), first_problem_in_directory))
+    flows.sort(key=_by_flow_id)
+    return FlowList(tuple(flows), None, other_files=other_files)
 
 
 def _listed(data: msgspec.Raw, api: Api) -> tuple[list[Flow], int | None, frozenset[str]]:
@@ -358,9 +378,9 @@ def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> st
     return f"it has no {'status' if api.is_older else 'code'}: {quote(body)}"
 
 
-def _problem_in(data: msgspec.Raw, error: Exception) -> str:
+def _problem_in(data: msgspec.Raw, error: Exception, strictly: Callable[[bytes], str | None] = first_problem) -> str:
     """Item and field of what is wrong in ``data``, from the strict reader or else from msgspec."""
     if isinstance(error, RecursionError):
         return "its data is nested too deeply"
-    problem = first_problem(bytes(data)) if memoryview(data).nbytes <= _EXPLAINED_BYTES else None
+    problem = strictly(bytes(data)) if memoryview(data).nbytes <= _EXPLAINED_BYTES else None
     return problem or place_of(error)

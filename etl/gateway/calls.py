@@ -6,12 +6,13 @@
 | path | ``/batch-processing-service/v2.1`` | ``/dataflow-batch-service/v2.0`` |
 | path of the roster | ``/app-portal-service/v2.2/user/organization/roster`` | the same, ``v2.0`` |
 | parameter of the search | ``expression`` | ``searchValue`` |
+| path of the directory | ``/directories`` below the path | the same |
 | first page of a search | 1 | 0 (its latest documentation: 1) |
 | success | ``code`` is 0 | ``status`` is 0, and a ``code``, if any, is 0 |
 | names in an item | ``flowId``, ``flowName`` | the same, or ``flow_id``, ``flow_name`` (EnOS Edge) throughout |
 
-Source: EnOS API documentation, "Get My Flow", "Get Timezone" and "Get Organization User List" of both versions, and of
-EnOS Edge; "Get Access Token" and "Signature".
+Source: EnOS API documentation, "Get My Flow", "List Workflow Directories", "Get Timezone" and "Get Organization User
+List" of both versions, and of EnOS Edge; "Get Access Token" and "Signature".
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ APIS: Final[Mapping[ApiVersion, Api]] = {
 }
 LATEST: Final = APIS["v2.1"]
 
-Call = Literal["details", "flows", "roster", "search", "timezone", "token"]
+Call = Literal["details", "directory", "flows", "roster", "search", "timezone", "token"]
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 ROSTER_PAGE: Final = 1000
@@ -105,6 +106,12 @@ def my_flows(api: Api, target: Target) -> Request:
     if target.expression:
         asked[api.search] = target.expression
     return Request("flows", "GET", f"{api.service}/flows", dict(sorted(asked.items())), target[:2])
+
+
+def directory(api: Api, org_id: str, user_id: str) -> Request:
+    """*List Workflow Directories* of an organisation, asked as one of its users."""
+    asked = {"action": "listWorkFlowDirs", "orgId": org_id, "userId": user_id}
+    return Request("directory", "GET", f"{api.service}/directories", asked, ("directory", org_id))
 
 
 def flow(api: Api, org_id: str, flow_id: str, user_id: str) -> Request:

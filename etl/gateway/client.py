@@ -112,8 +112,10 @@ class Gateway:
         *,
         own_connection: bool = False,
         before: Snapshot | None = None,
+        asked_as: str | None = None,
     ) -> Snapshot:
-        """The target's whole list as it is now, within ``deadline``, retries and token included.
+        """The target's whole list as it is now, within ``deadline``, retries and token included; a directory is asked
+        for in the name of the user ``asked_as``.
 
         With ``own_connection`` it is asked for over a connection that carries nothing else, and the snapshot is a
         ``sole_answer``. Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None; where they are
@@ -121,7 +123,11 @@ class Gateway:
         the target was tried), or Interrupted.
         """
         read = partial(read_snapshot, target, known_data_hash=known_data_hash, before=before, api=self._api)
-        return self._asked(calls.my_flows(self._api, target), read, own=own_connection)
+        if target.is_directory:
+            request = calls.directory(self._api, target.org_id, asked_as or "")
+        else:
+            request = calls.my_flows(self._api, target)
+        return self._asked(request, read, own=own_connection)
 
     def detail(self, org_id: str, flow_id: str, user_id: str, within_seconds: float) -> Detail:
         """What EnOS says about a workflow, asked as a user who sees it, within this time and ``deadline``. Raises

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from etl.domain.model import Flow, Snapshot
 from etl.errors import Malformed
 from etl.printable import printable
 
+_DEEPEST: Final = 64
 _HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
 
 Row = tuple[str, str | None, str | None, bool | None]
@@ -41,6 +42,7 @@ def reread_strictly(snapshot: Snapshot) -> None:
     """Raises Malformed if the body has a key twice in one object, or does not say the same as ``snapshot.flows``."""
     if not snapshot.body:
         return
+    directory = snapshot.target.is_directory
     try:
         answer = _parsed(snapshot.body)
         if not isinstance(answer, dict):
@@ -48,19 +50,29 @@ def reread_strictly(snapshot: Snapshot) -> None:
         data = answer.get("data")
         if snapshot.flows is None:
             return
-        if not _same(_rows(data), snapshot.flows):
+        if not _same(_files(data) if directory else _rows(data), snapshot.flows):
             raise _Problem("two JSON readers find different workflows in it")
-        if _absent(data) != snapshot.absent:
+        if not directory and _absent(data) != snapshot.absent:
             raise _Problem("two JSON readers find different keys in it")
     except _Problem as problem:
-        message = f"the answer is not what Get My Flow promises: {problem}"
+        call = "List Workflow Directories" if directory else "Get My Flow"
+        message = f"the answer is not what {call} promises: {problem}"
         raise Malformed(message, code="malformed", attempts=snapshot.attempts) from None
 
 
 def first_problem(data: bytes) -> str | None:
     """The first problem in the bytes of ``data``, with item and field; None if this reader finds none."""
+    return _first_problem(data, _rows)
+
+
+def first_problem_in_directory(data: bytes) -> str | None:
+    """The same, where ``data`` is a directory."""
+    return _first_problem(data, _files)
+
+
+def _first_problem(data: bytes, rows: Callable[[Any], Iterator[Row]]) -> str | None:
     try:
-        for _ in _rows(_parsed(data)):
+        for _ in rows(_parsed(data)):
             pass
     except _Problem as problem:
         return str(problem)
@@ -173,6 +185,56 @@ def _check_text(found: Any, index: int, field: str, wanted: str = "a string") ->
         raise _Problem(f"data[{index}].{field} is {_kind(found)}, not {wanted}")
     if problem := field_problem(found):
         raise _Problem(f"data[{index}].{field} {problem}")
+
+
+def _files(data: Any) -> Iterator[Row]:
+    """The workflows of a directory; ``etl.gateway.directory`` has the rules."""
+    if not isinstance(data, list):
+        raise _Problem(f"data is {_kind(data)}, not a list")
+    seen: dict[str, str] = {}
+    waiting = [(data, "data", 1)]
+    while waiting:
+        nodes, place, level = waiting.pop()
+        if nodes and level > _DEEPEST:
+            raise _Problem(f"its directories are more than {_DEEPEST} levels deep")
+        for index, node in enumerate(nodes):
+            here = f"{place}[{index}]"
+            if type(node) is not dict:
+                raise _Problem(f"{here} is {_kind(node)}, not an object")
+            children = node.get("children")
+            if node.get("isDirectory") is True:
+                if type(children) is not list:
+                    raise _Problem(f"{here}.children is {_given(node, 'children')}, not a list")
+                waiting.append((children, f"{here}.children", level + 1))
+            elif node.get("isDirectory") is not False:
+                raise _Problem(f"{here}.isDirectory is {_given(node, 'isDirectory')}, not true or false")
+            elif children not in (None, []):
+                raise _Problem(f"{here} is a file with children")
+            elif _whole(node, "type", here) == "1":
+                number = _whole(node, "key", here)
+                if type(node.get("title")) is not str:
+                    raise _Problem(f"{here}.title is {_given(node, 'title')}, not a string")
+                if problem := field_problem(node["title"]):
+                    raise _Problem(f"{here}.title {problem}")
+                if (other := seen.setdefault(number, here)) != here:
+                    raise _Problem(f"{here}.key is that of {other}")
+                yield number, node["title"], None, None
+
+
+def _whole(node: dict[str, Any], field: str, here: str) -> str:
+    """A whole number, as an integer, a fraction or a text."""
+    found: Any = node.get(field)
+    if type(found) is float and abs(found) < 2**53 and found == int(found):
+        found = str(int(found))
+    digits, point, zeros = found.partition(".") if isinstance(found, str) else ("", "", "")
+    is_whole = digits.isascii() and digits.isdecimal() and bool(zeros) == bool(point) and not zeros.strip("0")
+    if not is_whole or len(digits) > 19 or (digits[0] == "0" and digits != "0"):
+        raise _Problem(f"{here}.{field} is {_given(node, field)}, not a whole number of at most 19 digits")
+    return str(digits)
+
+
+def _given(node: dict[str, Any], field: str) -> str:
+    return _kind(node[field]) if field in node else "missing"
 
 
 def _same(rows: Iterator[Row], flows: tuple[Flow, ...]) -> bool:

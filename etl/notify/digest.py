@@ -22,19 +22,20 @@ from sqlalchemy import (
     distinct,
     exists,
     func,
+    literal_column,
     select,
     text,
 )
 
 from etl.config.slots import quartz_in_words
 from etl.domain.answers import sentence
-from etl.domain.kinds import DELTA_KINDS, LABELS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
+from etl.domain.kinds import DELTA_KINDS, GONE_FROM_LISTS, LABELS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import CYCLE_LABELS, VERDICTS, Target
 from etl.printable import printable
 from etl.report.details import ChangeDetail, freq_before
 from etl.report.reading import stream
 from etl.report.rows import ListChange, OrgWorkflowEvent, view
-from etl.schema import CHANGE_KIND, UtcTime, change_set, org_event, target, workflow_change, workflow_detail
+from etl.schema import CHANGE_KIND, UtcTime, change_set, target, workflow_change, workflow_detail
 from etl.store import UnnotifiedRun
 
 LINES: Final = 20
@@ -181,7 +182,7 @@ _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 
 class _Change(NamedTuple):
-    """A change of one workflow of an organisation, and how many users saw it."""
+    """A change of one workflow of an organisation, and how many users saw it; or (``user_id`` '') in its directory."""
 
     kind: str
     org_id: str
@@ -198,7 +199,8 @@ class _Change(NamedTuple):
 
     def line(self) -> str:
         name = quoted(self.old_name if self.kind == "removed" else self.new_name)
-        who = quoted(self.user_id) if self.users == 1 else f"{self.users} users"
+        one = quoted(self.user_id) if self.user_id else "in the directory"
+        who = one if self.users == 1 else f"{self.users} users"
         return f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._what()} ({who})"
 
     def _what(self) -> str:
@@ -209,7 +211,7 @@ class _Change(NamedTuple):
                 return f", before: {quoted(self.old_name)}"
             case "editable_changed":
                 return {True: ": editable", False: ": not editable", None: ": editability unknown"}[self.new_editable]
-        return f", cycle: {cycle(self.new_cycle or self.old_cycle)}"
+        return f", cycle: {cycle(self.new_cycle or self.old_cycle)}" if self.user_id else ""
 
 
 class _Event(NamedTuple):
@@ -226,10 +228,13 @@ class _Event(NamedTuple):
     proven_for_all: bool
     last_unchanged_at: dt.datetime | None
     observed_at: dt.datetime
+    in_directory: bool | None
 
     def line(self) -> str:
         name = quoted(self.new_name or self.old_name)
         what = f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._who()}"
+        if self.kind == "disappeared" and self.in_directory:
+            what += f": {GONE_FROM_LISTS}"
         return what if self.proven_for_all else f"{what}, not proven"
 
     def _who(self) -> str:
@@ -325,6 +330,8 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str], unac
         mine = (listed.c[name] == workflow_change.c[name] for name in same)
         wanted.append(exists().where(*mine, listed.c.acknowledged_at.is_(None)))
     what = [workflow_change.c[name] for name in _Change._fields[2:8]]
+    # the directory is no user: its changes are lines of their own
+    of_directory: ColumnElement[int] = literal_column("CASE WHEN target.user_id = '' THEN 1 ELSE 0 END")
     return (
         select(
             workflow_change.c.kind,
@@ -339,20 +346,18 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str], unac
         .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
         .join(target, target.c.id == change_set.c.target_id)
         .where(change_set.c.run_id == run.id, CHANGE_KIND.in_(kinds), *wanted)
-        .group_by(workflow_change.c.kind, target.c.org_id, *what)
-        .order_by(target.c.org_id, workflow_change.c.flow_id, workflow_change.c.kind)
+        .group_by(workflow_change.c.kind, target.c.org_id, *what, of_directory)
+        .order_by(target.c.org_id, workflow_change.c.flow_id, workflow_change.c.kind, of_directory)
     )
 
 
 def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str], unacknowledged: bool) -> Select[Any]:
-    found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
-    found += [org_event.c.org_id.in_(orgs)] if orgs else []
-    if unacknowledged:
-        listed = view("org_workflow_event", OrgWorkflowEvent)
-        found.append(exists().where(listed.c.event_id == org_event.c.event_id, listed.c.acknowledged_at.is_(None)))
-    columns = [org_event.c[name] for name in _Event._fields]
-    details = _detail_columns(run.id, org_event.c.org_id, org_event.c.flow_id)
-    return select(*columns, *details).where(*found).order_by(org_event.c.event_id)
+    event = view("org_workflow_event", OrgWorkflowEvent).c
+    found = [event.run_id == run.id, event.kind.in_(kinds)]
+    found += [event.org_id.in_(orgs)] if orgs else []
+    found += [event.acknowledged_at.is_(None)] if unacknowledged else []
+    columns = [*(event[name] for name in _Event._fields), *_detail_columns(run.id, event.org_id, event.flow_id)]
+    return select(*columns).where(*found).order_by(event.event_id)
 
 
 def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElement[str]) -> list[ColumnElement[Any]]:

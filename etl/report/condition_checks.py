@@ -7,6 +7,8 @@ import errno
 import json
 import os
 from collections.abc import Collection, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, select, text
@@ -44,6 +46,7 @@ _FAILS_SINCE: Final = (
     .bindparams(bindparam("codes", expanding=True), bindparam("silent", expanding=True))
     .columns(started_at=UtcTime)
 )
+_DIRECTORY_LACKS: Final = text(sql("directory_lacks")).columns(since=UtcTime)
 
 
 class LastCheck(NamedTuple):
@@ -84,6 +87,18 @@ def of_targets(connection: Connection, asked: int, held_targets: int, held_workf
     for org in connection.execute(failing_rosters.limit(_MOST_CAUSES)):
         summary = f"The roster of {org.org_id}: {org.error_code or ''} ({(org.error or '').rstrip('.')})"
         yield Condition("roster_failing", summary, org.org_id, org.failing_since, 1, (org.org_id,))
+    yield from _directories(connection)
+
+
+def _directories(connection: Connection) -> Iterator[Condition]:
+    """A directory that lacks what users list: it is no complete witness."""
+    lacking = connection.execute(_DIRECTORY_LACKS).all()
+    for org, rows in groupby(lacking, key=itemgetter(0)):
+        flows = list(rows)
+        named = [f"{row.flow_id} (of {row.seen_by})" for row in flows[:SUBJECTS_NAMED]]
+        users_list = "workflow that users list" if len(flows) == 1 else "workflows that users list"
+        summary = f"The directory of {org} lacks {len(flows)} {users_list}, such as {', '.join(named)}"
+        yield Condition("directory_incomplete", summary, org, min(row.since for row in flows), len(flows), named)
 
 
 def _failing(connection: Connection, asked: int) -> Iterator[Condition]:

@@ -50,6 +50,11 @@ CODES: Final[dict[str, Rule]] = {
     "timestamps_failing": Rule("notice", "Check whether [seal] timestamp_url answers; no run or seal waits for it."),
     "targets_refused": Rule("notice", "Grant the right in EnOS, or take the targets out of their schedule."),
     "targets_held": Rule("notice", "`flowtrail guard list` shows what is held, and how to approve it."),
+    "directory_incomplete": Rule(
+        "notice",
+        "Compare the two with `flowtrail check`, and ask for the directory as another user; until then do not rely on "
+        "what it says: in_directory, unlisted_workflow.",
+    ),
     "targets_unscheduled": Rule("notice", "Put them into a schedule, or retire them: `flowtrail sync --retire`."),
     "verify_overdue": Rule("notice", "Run `flowtrail verify`."),
     "clock_off": Rule("notice", "Make sure that this machine's clock is right (NTP). If it is, nothing else to do."),

@@ -42,6 +42,7 @@ from etl.report.rows import (
     OrgWorkflowState,
     SyncRun,
     TargetHealth,
+    UnlistedWorkflow,
     sql_columns,
     view,
 )
@@ -371,6 +372,14 @@ WORKFLOWS: Final = ListView(
         **_LISTED,
         "which": _one_of({"uneditable": lambda c: c.editors == 0, "single": lambda c: c.users == 1}),
     },
+)
+
+UNLISTED: Final = ListView(
+    "unlisted",
+    UnlistedWorkflow,
+    _view("unlisted_workflow", UnlistedWorkflow),
+    _STORY,
+    {**_ORG, "flow": _id("flow_id"), "name": _text("flow_name"), "find": _text("flow_id", "flow_name")},
 )
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, collate, func
 
+from etl.domain.model import DIRECTORY
+
 _ESCAPE: Final = "!"
 
 
@@ -34,7 +36,13 @@ WHOLE: Final = "="
 
 def id_contains(dialect: str, column: ColumnElement[Any], asked: str) -> ColumnElement[bool]:
     """The id in ``column`` contains ``asked``, or is equal to what follows ``WHOLE``."""
+    asked = _typed(asked)
     return column == asked[len(WHOLE) :] if asked.startswith(WHOLE) else contains(dialect, column, asked)
+
+
+def _typed(asked: str) -> str:
+    """A directory is found by what people read in place of its user's id, which is empty."""
+    return WHOLE if asked.strip() == DIRECTORY else asked
 
 
 def with_ids(dialect: str, chosen: Select[Any], org: str, user: str) -> Select[Any]:
@@ -45,9 +53,10 @@ def with_ids(dialect: str, chosen: Select[Any], org: str, user: str) -> Select[A
 
 def id_sql(dialect: str, name: str, parameter: str, asked: str) -> str:
     """``id_contains`` as SQL text, for a statement that binds ``id_value`` as ``parameter``."""
-    return f"{name} = :{parameter}" if asked.startswith(WHOLE) else contains_sql(dialect, name, parameter)
+    return f"{name} = :{parameter}" if _typed(asked).startswith(WHOLE) else contains_sql(dialect, name, parameter)
 
 
 def id_value(asked: str) -> str:
     """The value to bind for ``id_sql``."""
+    asked = _typed(asked)
     return asked[len(WHOLE) :] if asked.startswith(WHOLE) else pattern(asked)

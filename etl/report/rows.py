@@ -116,6 +116,15 @@ class OrgWorkflow(NamedTuple):
     changed_at: dt.datetime
     last_listed_at: dt.datetime | None
     users_in_gap: int
+    in_directory: bool | None
+
+
+class UnlistedWorkflow(NamedTuple):
+    org_id: str
+    flow_id: str
+    flow_name: str | None
+    first_listed_at: dt.datetime
+    unlisted_since: dt.datetime
 
 
 class OrgWorkflowState(NamedTuple):
@@ -160,6 +169,7 @@ class OrgWorkflowEvent(NamedTuple):
     old_freq: str | None
     new_freq: str | None
     enos_timezone: str | None
+    in_directory: bool | None
     ticket: str | None
     acknowledged_by: str | None
     acknowledged_at: dt.datetime | None

@@ -36,6 +36,8 @@ class KnownTarget(NamedTuple):
     version: int
     first_observed_at: dt.datetime | None
     retired_at: dt.datetime | None
+    asked_as: str | None
+    """Of a directory: the user as whom it is asked for."""
 
     @property
     def target(self) -> Target:
@@ -57,8 +59,12 @@ def targets_of_user(connection: Connection, org: str, user: str) -> list[KnownTa
 
 def _known() -> Select[Any]:
     first = and_(change_set.c.target_id == target.c.id, change_set.c.version == 1)
-    columns = (target.c.id, *TARGET_KEY, target.c.version, change_set.c.observed_at, target.c.retired_at)
-    return select(*columns).join_from(target, change_set, first, isouter=True).order_by(*TARGET_KEY)
+    columns = (target.c.version, change_set.c.observed_at, target.c.retired_at, target.c.asked_as)
+    return (
+        select(target.c.id, *TARGET_KEY, *columns)
+        .join_from(target, change_set, first, isouter=True)
+        .order_by(*TARGET_KEY)
+    )
 
 
 _NAMES_COMPARED: Final = 10_000
@@ -103,6 +109,8 @@ def unknown_name(engine: Engine, *, org: str | None = None, user: str | None = N
                 continue
             known = known.where(column == name)
             if connection.execute(known).first() is None:
+                if not name:
+                    return "No directory is asked for" + (" in this organisation." if org else ".")
                 names = connection.execute(select(column).distinct().order_by(column).limit(_NAMES_COMPARED)).scalars()
                 similar = next(iter(get_close_matches(name, list(names), 1)), None)
                 if similar == name:

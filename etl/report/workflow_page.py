@@ -56,8 +56,9 @@ def search(connection: Connection, part: str, most: int) -> dict[str, Sequence[A
     see now, at most ``most`` of each. An id that is equal to it comes first."""
     dialect, whole = connection.dialect.name, part.removeprefix("=")
     org, user, seen = target.c.org_id, target.c.user_id, view("org_workflow", OrgWorkflow).c
+    found = (id_contains(dialect, user, part), user != "")
     orgs = select(org).where(id_contains(dialect, org, part)).group_by(org).order_by((org == whole).desc(), org)
-    users = select(org, user).where(id_contains(dialect, user, part)).group_by(org, user)
+    users = select(org, user).where(*found).group_by(org, user)
     named = or_(id_contains(dialect, seen.flow_id, part), contains(dialect, seen.flow_name, part))
     flows = select(*(seen[name] for name in SHOWN)).where(named)
     return {
@@ -94,16 +95,20 @@ def _listed_by(dialect: str, org: str, user: str, flow_id: ColumnElement[str]) -
     """Some user like that sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the lists of all
     of them."""
     like_this = id_contains(dialect, target.c.user_id, user)
-    whole_lists = (target.c.org_id == org, target.c.expression == "", target.c.retired_at.is_(None))
-    ids = select(target.c.id).where(*whole_lists, like_this)
+    ids = select(target.c.id).where(*_of_users(org), target.c.retired_at.is_(None), like_this)
     users = ids.cte("users").prefix_with("MATERIALIZED")
     listed = select(1).where(workflow.c.target_id == users.c.id, workflow.c.flow_id == flow_id)
     return listed.limit(1).offset(0).exists()
 
 
+def _of_users(org: str) -> tuple[ColumnElement[bool], ...]:
+    """The whole lists of an organisation's users."""
+    return target.c.org_id == org, target.c.user_id != "", target.c.expression == ""
+
+
 def _lists_then(connection: Connection, org: str, user: str, at: dt.datetime) -> TextualSelect:
     like_this = id_contains(connection.dialect.name, target.c.user_id, user)
-    found = select(target.c.id).where(target.c.org_id == org, target.c.expression == "", like_this)
+    found = select(target.c.id).where(*_of_users(org), like_this)
     ids = list(connection.execute(found.limit(LISTS_THEN + 1)).scalars())
     if len(ids) > LISTS_THEN:
         raise TooManyLists
@@ -191,7 +196,13 @@ def user_changes(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> d
     since = min((event.last_unchanged_at or event.observed_at) for event in shown)
     until = max(event.decided_at for event in shown)
     flows = change.flow_id.in_({event.flow_id for event in shown})
-    happened = (flows, change.expression == "", change.observed_at > since, change.observed_at <= until)
+    happened = (
+        flows,
+        change.user_id != "",
+        change.expression == "",
+        change.observed_at > since,
+        change.observed_at <= until,
+    )
     columns = (change.org_id, change.flow_id, change.user_id, change.kind, change.observed_at, change.run_id)
     changes = defaultdict[tuple[str, str, str], list[UserChange]](list)
     for org_id, flow_id, *row in connection.execute(select(*columns).where(*happened).order_by(change.user_id)):

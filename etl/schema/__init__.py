@@ -33,15 +33,20 @@ GAPS_IN_NUMBERS: Final = 1
 
 # ----------------------------------------------------------- targets, what they see now, and the trail of what they saw
 
-COMING: Final = text("expression = '' AND retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)")
-"""A target that does not count (again) in its organisation's story yet; one with an expression never does. Written like
-the index over these targets, so that SQLite can use it."""
-LEAVING: Final = text("expression = '' AND retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)")
+COMING: Final = text(
+    "user_id <> '' AND expression = '' AND retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
+)
+"""A user who does not count (again) in the organisation's story yet; a target with an expression, and a directory,
+never do. Written like the index over these targets, so that SQLite can use it."""
+LEAVING: Final = text(
+    "user_id <> '' AND expression = '' AND retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)"
+)
 """A target that was retired, and still counts. Written like its index, too."""
 
 target: Final = table(
     "target",
-    "A user of an organisation, with a search expression if any; version 0: never observed.",
+    "A user of an organisation, with a search expression if any, or (user_id '') its directory; version 0: "
+    "never observed.",
     numbered(),
     required(KEY, "org_id", "user_id"),
     defaulting(KEY, "''", "expression"),
@@ -55,6 +60,7 @@ target: Final = table(
     counts("projected_version"),
     optional(UtcTime, "counts_since", "away_since"),
     defaulting(BIG, "129600", "coverage_gap_seconds"),
+    optional(KEY, "asked_as"),
 )
 TARGET_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 """What identifies a target: the fields of ``Target``."""

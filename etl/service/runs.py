@@ -146,6 +146,7 @@ class ScheduleRuns:
             targets=len(schedule.targets),
             lists={schedule.name: schedule.targets},
             gaps={schedule.name: schedule.coverage_gap or self.coverage_gap},
+            asked_as=schedule.directories,
             schedule=schedule.name,
             scheduled_for=due.free,
             missed_slots=self._missed(schedule, due.before or due.served, slot),

@@ -29,12 +29,15 @@ class Changed(NamedTuple):
 
 
 def changed_workflows(connection: Connection, run_id: int, most: int) -> list[Changed]:
-    """The first ``most`` workflows that the run's versions changed, each once, however many users see it."""
+    """The first ``most`` workflows that the run's versions changed, each once, however many users see it.
+
+    What only a directory lists has nobody in whose name it could be asked for.
+    """
     found = (
         select(target.c.org_id, workflow_change.c.flow_id, func.min(target.c.user_id))
         .join_from(change_set, target, target.c.id == change_set.c.target_id)
         .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
-        .where(change_set.c.run_id == run_id, CHANGE_KIND.in_(CHANGES_WITH_DETAILS))
+        .where(change_set.c.run_id == run_id, target.c.user_id != "", CHANGE_KIND.in_(CHANGES_WITH_DETAILS))
         .group_by(target.c.org_id, workflow_change.c.flow_id)
         .order_by(target.c.org_id, workflow_change.c.flow_id)
     )

@@ -47,7 +47,7 @@ _OF_TARGET: Final = (
 _FENCES: Final = (
     select(
         *TARGET_KEY,
-        *(target.c.retired_at, target.c.coverage_gap_seconds, observation.c.id.label("span_id")),
+        *(target.c.retired_at, target.c.coverage_gap_seconds, target.c.asked_as, observation.c.id.label("span_id")),
         *SPAN_COLUMNS,
         *(target.c.id, *(target.c[name] for name in _OF_TARGET)),
         *(change_set.c.hash, change_set.c.observed_at.label("head_observed_at"), _latest_hold),
@@ -134,11 +134,12 @@ def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, 
 
 
 def _fence(row: Sequence[Any]) -> Fence:
-    org_id, user_id, expression, retired_at, gap_seconds, span_id = row[:6]
-    span, plain = row[6 : 6 + len(SPAN_COLUMNS)], row[6 + len(SPAN_COLUMNS) :]
+    org_id, user_id, expression, retired_at, gap_seconds, asked_as, span_id = row[:7]
+    span, plain = row[7 : 7 + len(SPAN_COLUMNS)], row[7 + len(SPAN_COLUMNS) :]
     return Fence(
         target=Target(org_id, user_id, expression),
         retired=retired_at is not None,
+        asked_as=asked_as,
         span_id=span_id,
         span=None if span_id is None else Span(*span),
         coverage_gap=dt.timedelta(seconds=gap_seconds),

@@ -62,6 +62,7 @@ Lists = Mapping[str, Sequence[Target]]
 _AT_ONCE: Final = 5_000
 _IN_TURN: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.target_membership'))"
 GIVEN: Final = BulkValues(org_id="text", user_id="text", expression="text")
+_ASKED_AS: Final = BulkValues(org_id="text", user_id="text")
 
 _last: Final = target_membership.alias("last")
 _IS_MEMBER: Final = (target_membership.c.kind == "joined") & (
@@ -122,6 +123,15 @@ def register(connection: Connection, targets: Iterable[Target]) -> None:
     rows = insert_into(connection, target).from_select(TARGET_KEY, GIVEN.select(connection.dialect.name))
     new = rows.on_conflict_do_nothing(index_elements=TARGET_KEY)
     connection.execute(new, GIVEN.bound(connection, sorted(targets)))
+
+
+def keep_asked_as(connection: Connection, asked_as: Mapping[str, str]) -> None:
+    """Keep as whom EnOS is asked for the directories of these organisations."""
+    given = _ASKED_AS.select(connection.dialect.name).subquery("given").c
+    other = target.c.asked_as.is_(None) | (target.c.asked_as != given.user_id)
+    kept = update(target).where(target.c.org_id == given.org_id, target.c.user_id == "", other)
+    rows = sorted(asked_as.items())
+    connection.execute(kept.values(asked_as=given.user_id), _ASKED_AS.bound(connection, rows))
 
 
 def record(

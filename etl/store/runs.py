@@ -69,6 +69,8 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     """All the targets of its schedules; empty for a run whose targets were given by name."""
     gaps: Mapping[str, dt.timedelta] = {}
     """The coverage gaps of its schedules."""
+    asked_as: Mapping[str, str] = {}
+    """By organisation whose directory its schedules list: the user as whom EnOS is asked for it."""
     org_id: str | None = None
     """Set if it only asks for this organisation's targets."""
     user_id: str | None = None
@@ -115,6 +117,8 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
     if run_id is not None and run.lists and not _is_recorded(connection, run_id, run):
         membership.record(connection, run_id, run.lists, now, run.gaps)
         connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(scope=_scope(run, ())))
+    if run_id is not None and run.asked_as:
+        membership.keep_asked_as(connection, run.asked_as)
     return run_id
 
 

@@ -103,16 +103,18 @@ def _rows(values: Iterable[Any]) -> list[tuple[Any]]:
 
 # ------------------------------------------------------------------------------------------- which organisations
 
-_USERS: Final = "{given} JOIN target t ON t.org_id = given.org_id AND t.expression = ''"
+_USERS: Final = "{given} JOIN target t ON t.org_id = given.org_id AND t.expression = '' AND t.user_id <> ''"
 
 _BY_RUN: Final = """
     SELECT DISTINCT t.org_id FROM {given}
-    JOIN change_set s ON s.run_id = given.run_id JOIN target t ON t.id = s.target_id AND t.expression = ''"""
+    JOIN change_set s ON s.run_id = given.run_id
+    JOIN target t ON t.id = s.target_id AND t.expression = '' AND t.user_id <> ''"""
 _BY_DEAD_RUNS: Final = """
     SELECT DISTINCT t.org_id FROM {given}
     JOIN sync_run r ON r.id < given.run_id AND r.id >= given.run_id - 100 AND r.status = 'aborted'
     JOIN change_set s ON s.run_id = r.id
-    JOIN target t ON t.id = s.target_id AND t.expression = '' AND t.projected_version < s.version"""
+    JOIN target t ON t.id = s.target_id AND t.expression = '' AND t.user_id <> ''
+                  AND t.projected_version < s.version"""
 """What a run left unjudged when it died. A hundred later runs have certainly made up for it."""
 _BY_TIME: Final = "SELECT f.org_id FROM {given} CROSS JOIN org_flow f WHERE f.due_at <= given.at"
 _WHERE: Final = "SELECT org_id FROM target WHERE {} AND version > 0"
@@ -194,7 +196,7 @@ _OF_TARGETS: Final = """{given}
 _ALL_CHANGES: Final = f"{_OF_TARGETS} JOIN workflow_change c ON c.change_set_id = s.id"
 _DELTAS: Final = f"{_ALL_CHANGES} WHERE s.kind = 'delta'"
 _BASELINES_ROWS: Final = """{given}
-    JOIN target t ON t.org_id = given.org_id AND t.expression = '' AND t.projected_version = 0
+    JOIN target t ON t.org_id = given.org_id AND t.expression = '' AND t.user_id <> '' AND t.projected_version = 0
     JOIN change_set s ON s.target_id = t.id AND s.version = 1
     JOIN workflow_change c ON c.change_set_id = s.id AND c.flow_id = given.flow_id"""
 

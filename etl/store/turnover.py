@@ -63,6 +63,7 @@ def removal_sums(
     """What is known of each organisation's removals before those of a run; read in the caller's transaction."""
     now = connection.execute(select(database_now(connection))).scalar_one()
     listed = select(target.c.org_id, func.sum(target.c.flow_count)).where(target.c.org_id.in_(org_ids))
+    listed = listed.where(target.c.user_id != "")  # a directory counts in no sum
     rows = connection.execute(listed.where(target.c.retired_at.is_(None)).group_by(target.c.org_id))
     lists = {org: int(flows) for org, flows in rows}
     return {
@@ -72,17 +73,19 @@ def removal_sums(
 
 
 def listed_workflows(connection: Connection, org_id: str) -> int:
-    """How many workflows an organisation's lists have; one that several users see counts once."""
+    """How many workflows the lists of an organisation's users have; one that several see counts once."""
     listed = select(func.count(workflow.c.flow_id.distinct())).join(target, target.c.id == workflow.c.target_id)
-    of_org = listed.where(target.c.org_id == org_id, target.c.retired_at.is_(None))
+    of_org = listed.where(target.c.org_id == org_id, target.c.user_id != "", target.c.retired_at.is_(None))
     return int(connection.execute(of_org).scalar_one())
 
 
 def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> None:
     """Count what ``outcomes`` add and remove, as the last thing before a COMMIT. Raises TooManyRemovals.
 
-    ``removals`` must have every organisation in which something is removed without an approval.
+    ``removals`` must have every organisation in which something is removed without an approval. A directory does not
+    count.
     """
+    outcomes = [outcome for outcome in outcomes if not outcome.fence.target.is_directory]
     turnover = _turnover(outcomes)
     losing = {org for org, changes in turnover.items() if changes["removed"]}
     if undecided := [org for org in losing if org not in removals.sums]:

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Final
 
@@ -118,10 +119,11 @@ class Batch:
         for target, written in done.items():
             tally.verdicts[written.verdict] += 1
             tally.changes.update(written.changes)
-            missing[target.org_id] += written.changes.get("removed", 0)
+            counts = not target.is_directory
+            missing[target.org_id] += counts * written.changes.get("removed", 0)
             if written.issue is not None:
                 tally.add_issues([TargetIssue(target, written.verdict, written.issue)])
-                missing[target.org_id] += written.issue.missing
+                missing[target.org_id] += counts * written.issue.missing
         return BatchResult(tally, found._replace(missing=missing))
 
     def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
@@ -135,9 +137,19 @@ class Batch:
         """The fences of ``targets``, in their order. Raises DatabaseUnreachable and RunClosed."""
         run_id, began_at = self._options.run_id, self._options.began_at
         if run_id is None or began_at is None:
-            return self._context.store.fences(targets, register=run_id is not None)
+            return self._asked_as(self._context.store.fences(targets, register=run_id is not None))
         fences = self._context.store.fences(targets, run=RunBegun(run_id, began_at))
-        return [msgspec.structs.replace(fence, run_began_at=began_at) for fence in fences]
+        return self._asked_as([msgspec.structs.replace(fence, run_began_at=began_at) for fence in fences])
+
+    def _asked_as(self, fences: Sequence[Fence]) -> list[Fence]:
+        """The fences, those of directories with the user as whom they are asked for."""
+        asked_as = self._options.asked_as
+        return [
+            msgspec.structs.replace(fence, asked_as=asked_as.get(fence.target.org_id, fence.asked_as))
+            if fence.target.is_directory
+            else fence
+            for fence in fences
+        ]
 
     def _settle(self, fences: Sequence[Fence]) -> BatchResult:
         """Settle targets whose fences have been read. What was written since then makes an answer stale."""
@@ -201,18 +213,18 @@ class Batch:
         A target whose answer is shorter than the known list is asked again at the end of the run anyway: until then the
         answer is only counted. One that differs otherwise is read a second time, strictly. Raises Malformed.
         """
-        fetch = self._context.gateway.fetch
+        fetch = partial(self._context.gateway.fetch, fence.target, asked_as=fence.asked_as)
         decided_anyway = fence.held or not fence.version or self._options.approval is not None
         own_connection = decided_anyway or self._options.second is not None
         known = None if decided_anyway else fence.data_hash
-        snapshot = fetch(fence.target, known, own_connection=own_connection)
+        snapshot = fetch(known, own_connection=own_connection)
         differs = not _is_as_before(fence, snapshot)
         if differs and not snapshot.sole_answer:
             first = _without_bytes(snapshot)
             del snapshot  # the second answer may be as large
             if len(first.flows or ()) < fence.flow_count:
                 return Fetched(fence, first, differs=True)
-            snapshot = fetch(fence.target, known, own_connection=True, before=first)
+            snapshot = fetch(known, own_connection=True, before=first)
             differs = snapshot.data_hash == first.data_hash or not _is_as_before(fence, snapshot)
         if not differs:
             return Fetched(fence, _without_bytes(msgspec.structs.replace(snapshot, flows=None)))

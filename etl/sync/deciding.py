@@ -33,12 +33,14 @@ class AssessedAnswer(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """How many workflows it newly lacks."""
+        """How many workflows it newly lacks, as far as they count in the sums of its organisation and its run."""
+        if self.fence.target.is_directory:
+            return 0
         return self.decision.removes + len(self.decision.held - self.state.missing)
 
     @property
     def emptied(self) -> bool:
-        """Whether the target loses all its workflows."""
+        """Whether a user loses all workflows."""
         return self.missing > 0 and not self.snapshot.flows
 
     @property
@@ -103,7 +105,7 @@ class Decider:
         assert self._sums is not None  # noqa: S101 - only second answers wait
         for state, (fence, snapshot) in waiting:
             each = AssessedAnswer(fence, state, snapshot, self._decide(fence, state, snapshot))
-            yield self._weighed(each, *self._sums.against(each.org_id, each.emptied))
+            yield self._weighed(each, *self._sums.against(each.fence.target, each.emptied))
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
         """The outcomes with the removals in these organisations held, because other runs have removed too much
@@ -131,14 +133,14 @@ class Decider:
         of_removals = guard.weigh(state.flows.keys(), state.missing, answered.keys(), self._limits)
         second = None
         if self._options.second is not None:
-            second = self._options.second.changes.get(fence.target.org_id, {})
+            second = {} if fence.target.is_directory else self._options.second.changes.get(fence.target.org_id, {})
         return guard.weigh_changes(of_removals, state, answered, self._limits, second)
 
     def _first_outcomes(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
         for each in assessed:
             if each.decision.uncertain or not each.snapshot.sole_answer:
                 self._deferred.append(Deferred(each.fence.target, each.missing, each.emptied))
-                for doubt in each.decision.many:
+                for doubt in () if each.fence.target.is_directory else each.decision.many:
                     self._changing.setdefault((each.org_id, doubt.kind), set()).add(doubt.flow_id)
             else:
                 self._count(each)
@@ -150,7 +152,7 @@ class Decider:
             self._count(each)
             sums.saw(each.fence.target, each.missing, each.emptied)
         for each in assessed:
-            against, pending = sums.against(each.org_id, each.emptied), PendingAnswer(each.fence, each.snapshot)
+            against, pending = sums.against(each.fence.target, each.emptied), PendingAnswer(each.fence, each.snapshot)
             if each.decision.removes and guard.ruling(*against) == "wait" and self._has_room(pending):
                 self._undecided.append(pending)
             else:
@@ -169,7 +171,7 @@ class Decider:
     def _weighed(self, assessed: AssessedAnswer, removals: Sum, emptied: Sum | None = None) -> Outcome:
         known, own = assessed.state.flows.keys(), assessed.decision
         decision = guard.weigh_together(own, known, assessed.answered, self._limits, removals, emptied)
-        if decision.removes:
+        if decision.removes and not assessed.fence.target.is_directory:
             self._removing[assessed.fence.target_id] = assessed
         return self._outcome(assessed, decision)
 

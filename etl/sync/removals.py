@@ -13,6 +13,7 @@ part. So no second answer waits for others.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -26,6 +27,7 @@ from etl.domain.guard import WAITING_FLOWS, Limits, Sum
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Fence, Snapshot, Target
 
+NO_LIMIT: Final = Sum(sys.maxsize, 0)
 _FLOWS_AN_ANSWER: Final = 10
 """The overhead of an answer that waits, in workflows."""
 
@@ -63,9 +65,10 @@ class SecondAnswers(msgspec.Struct, kw_only=True):
         self.emptied = self.emptied.plus(seen=int(emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
 
-    def against(self, org_id: str, emptied: bool) -> tuple[Sum, Sum | None]:
-        """The sums against which a second answer counts: its organisation's, and the run's if its list empties."""
-        return self.orgs[org_id], self.emptied if emptied else None
+    def against(self, target: Target, emptied: bool) -> tuple[Sum, Sum | None]:
+        """The sums against which a second answer counts: its organisation's, and the run's if its list empties. A
+        directory counts in none, and is only judged by itself."""
+        return NO_LIMIT if target.is_directory else self.orgs[target.org_id], self.emptied if emptied else None
 
 
 class PendingAnswer(NamedTuple):
@@ -165,7 +168,7 @@ class RunRemovals:
         decided: list[PendingAnswer] = []
         waiting: list[PendingAnswer] = []
         for each in self._undecided:
-            ruling = guard.ruling(*second_answers.against(each.fence.target.org_id, each.emptied))
+            ruling = guard.ruling(*second_answers.against(each.fence.target, each.emptied))
             (waiting if ruling == "wait" else decided).append(each)
         if sum(each.flows for each in waiting) > WAITING_FLOWS:
             decided, waiting = self._undecided, []

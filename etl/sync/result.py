@@ -25,6 +25,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """None: decide only, write nothing."""
     began_at: dt.datetime | None = None
     """When the run began: no observation is dated earlier."""
+    asked_as: Mapping[str, str] = {}
+    """By organisation, the user as whom its directory is asked for; where none is given, as before."""
     approval: Approval | None = None
     """Who approves which held removals; None except in an approval."""
     second: SecondAnswers | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Final, NamedTuple
 
@@ -50,7 +50,7 @@ def run(
     run_id = context.store.begin_run(new_run, began_at, targets)
     if run_id is None:
         return None
-    options = RunOptions(run_id=run_id, began_at=began_at, approval=approval)
+    options = RunOptions(run_id=run_id, began_at=began_at, asked_as=new_run.asked_as, approval=approval)
     with binding(run_id=run_id), _heartbeat(context, run_id):
         tally, fetched_details = Tally(), None
         status: RunStatus = "aborted"
@@ -112,9 +112,11 @@ def plan(
     targets: Sequence[Target],
     executor: Executor,
     planned: Callable[[Sequence[Outcome]], None],
+    asked_as: Mapping[str, str],
 ) -> Tally:
-    """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads."""
-    options = RunOptions(run_id=None)
+    """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads.
+    ``asked_as``: by organisation, the user as whom its directory is asked for."""
+    options = RunOptions(run_id=None, asked_as=asked_as)
     context = msgspec.structs.replace(context, planned=planned)
     tally = Tally()
     _settle(context, options, targets, Dispatcher(context, executor), tally)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, select
@@ -24,7 +25,12 @@ from etl.verify.finding import Broken, Finding, Verbatim
 from etl.verify.history import doubts_of
 from etl.verify.rows import ChangeSetRow, as_read, pages
 
+if TYPE_CHECKING:
+    from etl.gateway.answer import FlowList
+
 _AT_ONCE: Final = 200
+_OF_DIRECTORY: Final = b'"isDirectory"'
+"""A key of each of its nodes; no text within JSON has it so."""
 _COLUMNS: Final = (answer.c.data_hash, answer.c.body, answer.c.length, answer.c.encoding)
 _ANSWERS: Final[Select[Any]] = select(*_COLUMNS)
 _ANSWER: Final[Select[Any]] = _ANSWERS.where(answer.c.data_hash == bindparam("data_hash"))
@@ -147,12 +153,13 @@ def _data(row: Row[Any], version: int | None = None) -> bytes:
 
 def _read(data: bytes, data_hash: str, version: int | None) -> Mapping[str, Flow]:
     """The workflows that the client reads in these bytes, whichever version of the API they are from."""
-    from etl.gateway.answer import read_flows  # a check without answers need not load the client
+    from etl.gateway.answer import read_directory, read_flows  # a check without answers need not load the client
     from etl.gateway.calls import APIS
 
-    for api in APIS.values():
+    readers: list[Callable[[msgspec.Raw], FlowList]] = [partial(read_flows, api=api) for api in APIS.values()]
+    for read in [read_directory] if _OF_DIRECTORY in data else readers:
         try:
-            return {flow.flow_id: flow for flow in read_flows(msgspec.Raw(data), api).flows}
+            return {flow.flow_id: flow for flow in read(msgspec.Raw(data)).flows}
         except GatewayError as error:
             problem = str(error)
     raise Broken("answer.body", Verbatim(f"a list, under '{data_hash}'"), Verbatim(problem), version)

@@ -21,7 +21,8 @@ from etl.errors import DatabaseError
 from etl.log import get_logger
 from etl.report import summaries, trail_page
 from etl.report.details import detail_sentences
-from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS
+from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS, TARGETS, UNLISTED
+from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflowEvent, columns_of
 from etl.report.runs import causes, issues, versions
@@ -86,6 +87,10 @@ def trail(site: Site, request: Request) -> Response:
     values = {"kinds": kinds, "error": "", "events": shown[:PAGE_ROWS], "beside": details, "asked": asked}
     values |= {"older": asked.link(after=_token(last)) if last else "", "newest": asked.link(after="") if after else ""}
     return html(request, "trail.html", values)
+
+
+def _directories(site: Site, connection: Connection, rows: Sequence[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {"directories": TARGETS.page(connection, _SHOWN, org=wanted["org"], user=WHOLE)}
 
 
 def _holds(site: Site, connection: Connection, rows: Sequence[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +166,7 @@ def pages(site: Site) -> list[BaseRoute]:
         Route("/runs", partial(a_list, listing=RUNS, template="runs.html")),
         Route("/runs/{run_id}", partial(run, site)),
         Route("/search", partial(found, site)),
+        Route("/unlisted", partial(a_list, listing=UNLISTED, template="unlisted.html", beside=_directories)),
         Route("/held", partial(a_list, listing=HELD_WORKFLOWS, template="held.html", beside=_holds)),
         Route("/targets", partial(lists.all_targets, site)),
         Route("/targets/{org}/{user}", partial(lists.one_target, site)),

@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import quote, urlencode
 
 from etl.domain.kinds import LABELS
-from etl.domain.model import CYCLE_LABELS
+from etl.domain.model import CYCLE_LABELS, DIRECTORY
 from etl.printable import printable
 
 COVERAGE: Final = {
@@ -41,8 +41,13 @@ def kind_label(kind: str) -> str:
     return LABELS[kind].one
 
 
+def whose(user_id: str) -> str:
+    """Whose list it is: a user's, or the organisation's directory."""
+    return foreign(user_id or DIRECTORY)
+
+
 def user_label(user_id: str, expression: str) -> str:
-    return user_id + (f" [{expression}]" if expression else "")
+    return (user_id or DIRECTORY) + (f" [{expression}]" if expression else "")
 
 
 def utc(moment: dt.datetime | None) -> str:
@@ -98,4 +103,6 @@ def approval(org_id: str, user_id: str, expression: str, code: str) -> str:
     """The shell command that approves exactly what is held of a target."""
     option = [f"--expression={expression}"] if expression else []
     ends = ["--"] if org_id.startswith("-") or user_id.startswith("-") else []
-    return printable(shlex.join(["flowtrail", "guard", "approve", f"--expect={code}", *option, *ends, org_id, user_id]))
+    return printable(
+        shlex.join(["flowtrail", "guard", "approve", f"--expect={code}", *option, *ends, org_id, user_id or DIRECTORY])
+    )

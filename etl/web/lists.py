@@ -15,7 +15,7 @@ from starlette.responses import Response
 from etl.domain.model import Target
 from etl.report import difference, targets, trail_page, workflow_page
 from etl.report.details import detail_sentences, details_of_flow
-from etl.report.listings import EVENTS, FLOWS, HISTORY, TARGETS, WORKFLOWS
+from etl.report.listings import EVENTS, FLOWS, HISTORY, TARGETS, UNLISTED, WORKFLOWS
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
 from etl.report.rows import Difference, TargetHealth, columns_of
@@ -170,6 +170,7 @@ def _shown(connection: Connection, asked: RequestParams, org: str, at: dt.dateti
     facets = workflow_page.by_cycle(connection, _statement(connection, asked, org, at, few, cycle=""))
     found = sum(number for cycle, number in facets if asked.text("cycle") in ("", cycle))
     values = listed.shown(connection, asked) | {"facets": facets, "found": found}
+    values["unlisted"] = UNLISTED.count(connection, org=WHOLE + org)
     if at:
         users = workflow_page.users_then(connection, org, [row.flow_id for row in values["rows"]], at)
         values["users"] = [users.get(row.flow_id, 0) for row in values["rows"]]
@@ -228,7 +229,7 @@ def _about_workflow(
         "states": shown,
         "cut": len(states) > STATES_AT_MOST,
         "lives": [list(life) for _, life in groupby(shown, key=lambda state: state[:3])],
-        "latest": max(shown, key=lambda state: state.valid_from),
+        "latest": max(shown, key=lambda state: (state.user_id != "", state.valid_from)),
         "gaps": workflow_page.gaps_of(connection, org, users),
         "story": tables["story"].page(connection, EVENTS_AT_MOST),
         "said": details_of_flow(connection, flow, org, EVENTS_AT_MOST),

@@ -132,21 +132,26 @@ def target() -> None:
         time("counts_since", null=True),
         time("away_since", null=True),
         number("coverage_gap_seconds", default="129600"),
+        key("asked_as", null=True),
         primary("target", "id"),
         unique("target", "org_id", "user_id", "expression"),
         checks={
-            "ids": "org_id <> '' AND user_id <> ''",
+            "ids": "org_id <> ''",
+            "directory": "user_id = '' AND expression = '' OR user_id <> '' AND asked_as IS NULL",
             "counts": none_negative("version", "fence", "flow_count", "consecutive_failures"),
             "digests": sha256("answer_digest", "data_hash", "state_digest"),
             "observed": "version = 0 OR state_digest IS NOT NULL",
         },
-        comment="A user of an organisation, with a search expression if any; version 0: never observed.",
+        comment="A user of an organisation, with a search expression if any, or (user_id '') its directory; version 0: "
+        "never observed.",
         postgresql_with=ROOM["target"],
     )
-    coming = "expression = '' AND retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
-    leaving = "expression = '' AND retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)"
+    user = "user_id <> '' AND expression = ''"
+    coming = f"{user} AND retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
+    leaving = f"{user} AND retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)"
     index("target", "org_id", name="ix_target_coming", where=coming)
     index("target", "org_id", name="ix_target_leaving", where=leaving)
+    index("target", "org_id", name="ix_target_directory", where="user_id = ''")
 
 
 def workflow() -> None:

@@ -157,7 +157,17 @@ SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cyc
        (SELECT p.freq FROM workflow_detail p
         WHERE p.id = (SELECT max(earlier.id) FROM workflow_detail earlier
                       WHERE earlier.org_id = d.org_id AND earlier.flow_id = d.flow_id AND earlier.id < d.id)
-       ) AS old_freq, d.freq AS new_freq, d.enos_timezone,{acknowledged(**OF_AN_EVENT)}
+       ) AS old_freq, d.freq AS new_freq, d.enos_timezone,
+       CAST((SELECT coalesce((SELECT CASE c.kind WHEN 'removed' THEN 0 ELSE 1 END
+                              FROM change_set v
+                              JOIN workflow_change c ON c.change_set_id = v.id AND c.flow_id = e.flow_id
+                              WHERE v.target_id = seen.target_id AND v.version <= seen.version
+                              ORDER BY v.version DESC LIMIT 1), 0)
+             FROM target b
+             JOIN observation seen ON seen.target_id = b.id
+             WHERE b.org_id = e.org_id AND b.user_id = '' AND b.expression = '' AND seen.first_at <= e.decided_at
+               AND seen.last_at >= (SELECT r.started_at FROM sync_run r WHERE r.id = e.run_id)
+             ORDER BY seen.id DESC LIMIT 1) AS @flag) AS in_directory,{acknowledged(**OF_AN_EVENT)}
 FROM org_event e
 LEFT JOIN run_seal s ON s.run_id = e.run_id
 LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run
@@ -168,7 +178,7 @@ LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detai
 # Subqueries, so that queries without these columns do not pay for them.
 SHOWN_BY = """FROM target t
         JOIN workflow w ON w.target_id = t.id AND w.flow_id = f.flow_id
-        {join}WHERE t.org_id = f.org_id AND t.expression = '' AND t.retired_at IS NULL"""
+        {join}WHERE t.org_id = f.org_id AND t.user_id <> '' AND t.expression = '' AND t.retired_at IS NULL"""
 LATEST = """JOIN observation o ON o.id = (SELECT max(l.id) FROM observation l WHERE l.target_id = t.id)
         """
 
@@ -177,9 +187,32 @@ SELECT f.org_id, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS
        CAST(CASE WHEN f.cycle_first_at > f.name_first_at THEN f.cycle_first_at ELSE f.name_first_at END
             AS @time) AS changed_at,
        CAST((SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS @time) AS last_listed_at,
-       CAST((SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS BIGINT) AS users_in_gap
+       CAST((SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS BIGINT) AS users_in_gap,
+       CAST((SELECT CASE WHEN EXISTS (SELECT 1 FROM workflow w WHERE w.target_id = b.id AND w.flow_id = f.flow_id)
+                         THEN 1 ELSE 0 END
+             FROM target b
+             WHERE b.org_id = f.org_id AND b.user_id = '' AND b.expression = '' AND b.retired_at IS NULL
+               AND b.observation_id IS NOT NULL) AS @flag) AS in_directory
 FROM org_flow f
 WHERE f.users > 0
+"""
+
+# Whom a workflow left last: everybody, the users who wait, or the last user who had it and was retired.
+UNLISTED_WORKFLOW = """
+SELECT u.org_id, u.flow_id, u.flow_name, u.first_listed_at,
+       CAST(CASE WHEN u.left_at > u.first_listed_at THEN u.left_at ELSE u.first_listed_at END
+            AS @time) AS unlisted_since
+FROM (
+    SELECT t.org_id, w.flow_id, w.flow_name, w.first_listed_at,
+           coalesce(f.gone_at,
+                    (SELECT max(l.without_at) FROM org_loss l WHERE l.org_id = f.org_id AND l.flow_id = f.flow_id),
+                    (SELECT max(s.valid_to) FROM org_state s WHERE s.org_id = f.org_id AND s.flow_id = f.flow_id)
+           ) AS left_at
+    FROM target t
+    JOIN workflow w ON w.target_id = t.id
+    LEFT JOIN org_flow f ON f.org_id = t.org_id AND f.flow_id = w.flow_id
+    WHERE t.user_id = '' AND t.retired_at IS NULL AND coalesce(f.users, 0) = 0
+) u
 """
 
 ORG_WORKFLOW_HISTORY = """
@@ -248,6 +281,10 @@ VIEWS = {
         "A workflow that at least one user of the organisation sees now, as far as is known.",
         ORG_WORKFLOW,
     ),
+    "unlisted_workflow": (
+        "A workflow in the directory of its organisation that no user has in a list, as of the last run.",
+        UNLISTED_WORKFLOW,
+    ),
     "org_workflow_event": (
         "An event of a workflow in its organisation: one row, however many users see it.",
         ORG_WORKFLOW_EVENT,
@@ -271,7 +308,7 @@ VIEWS = {
 
 _LIST = {
     "org_id": "the organisation",
-    "user_id": "whose list it is",
+    "user_id": "whose list it is; empty: the directory of the organisation",
     "expression": "the search by which it was asked for; empty: all workflows",
 }
 _STORY = {
@@ -385,6 +422,8 @@ COLUMNS = {
         "old_freq": "its schedule as EnOS had said it before, a Quartz cron expression; null where it was never asked",
         "new_freq": "its schedule as EnOS said it then",
         "enos_timezone": "the time zone of its clock, as it said then, such as GMT+8; null where it did not say",
+        "in_directory": "whether the directory of the organisation listed it during that run; null: there was none, or "
+        "it was not observed then",
         **_ACKNOWLEDGED,
     },
     "org_workflow": _STORY
@@ -397,6 +436,14 @@ COLUMNS = {
         "changed_at": "the first answer with its present name and cycle",
         "last_listed_at": "the latest answer with it",
         "users_in_gap": "how many of its users are in a coverage gap: they failed or were held when last asked",
+        "in_directory": "whether the directory of the organisation lists it; null: there is none, or it failed or was "
+        "held when last asked for",
+    },
+    "unlisted_workflow": _STORY
+    | {
+        "flow_name": "its name in the directory",
+        "first_listed_at": "since when the directory lists it",
+        "unlisted_since": "since when the directory lists it and no user does",
     },
     "org_workflow_history": _STORY
     | {

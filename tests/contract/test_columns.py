@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from etl import signing
 from etl.database import connect, upgrade
 from etl.domain.answers import Detail
+from etl.domain.model import Flow, Target
 from etl.schema import metadata
 from etl.signing.keys import PublicKey
 from etl.signing.timestamps import Authorities
@@ -62,6 +63,7 @@ def test_the_table_names_every_column_of_every_table_once() -> None:
     assert {each for each, count in told.items() if count > 1} <= {("observation", name) for name in SPAN}
 
 
+DIRECTORY = Target(ANN.org_id, "")
 SPAN = ("first_at", "last_at", "observations", "last_asked_at", "longest_gap_seconds", "interrupted")
 DETAIL = Detail(
     org_id="o1", flow_id="1", asked_at=now(), observed_at=now(), update_user="u9", update_time="2026-01-01 10:00:00.0",
@@ -93,10 +95,12 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     upgrade(engine)
     house = House(engine, key.sign)
     live(house)
-    house.upstream.lists[ANN] = [*numbered(1, 5), flow(9)]
-    house.serve({"plants": [ANN, BEN, DAN]})
+    for number in (1, 2, 3):
+        house.upstream.lists[ANN] = [*numbered(1, 5), flow(8 + number)]
+        house.upstream.lists[DIRECTORY] = [Flow(str(number), "map", None, None)]
+        house.serve({"plants": [ANN, BEN, DAN, DIRECTORY]}, asked_as={ANN.org_id: ANN.user_id})
     house.upstream.lists[DAN] = numbered(1, 2)
-    house.serve({"plants": [ANN, BEN, DAN]})
+    house.serve({"plants": [ANN, BEN, DAN, DIRECTORY]}, asked_as={ANN.org_id: ANN.user_id})
     run_id = house.store.begin_run(NewRun(origin="maintenance", host="h", pid=1, targets=0), now())
     assert run_id is not None
     house.store.close_run(run_id, now())

@@ -124,7 +124,13 @@ class Session:
         self._late = late
 
     def fetch(
-        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
+        self,
+        target: Target,
+        known_data_hash: str | None = None,
+        *,
+        own_connection: bool = False,
+        before: object = None,
+        asked_as: str | None = None,
     ) -> Snapshot:
         if not self._late:
             self._interlude()

@@ -122,6 +122,7 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
             known_data_hash: str | None = None,
             *,
             own_connection: bool = False,
+            asked_as: str | None = None,
             before: object = None,
         ) -> None:
             raise RuntimeError("a fault of ours")

@@ -102,7 +102,7 @@ def test_a_change_rewrites_no_row_of_an_unchanged_workflow(diary):
 
 NOT_DELIVERED = (
     *("fence", "data_hash", "last_error", "projected_version", "coverage_gap_seconds"),
-    *("retired_at", "held_asked_at", "held_at", "counts_since", "away_since"),
+    *("retired_at", "held_asked_at", "held_at", "counts_since", "away_since", "asked_as"),
 )
 """What a target has beside its list."""
 OPEN_SPAN = [f"observation.{name}" for name in ("last_asked_at", "last_at", "interrupted")]

@@ -23,9 +23,9 @@ BOB, CAROL = Target("o1", "bob"), Target("o2", "carol")
 TIMES = {
     *("first_listed_at", "changed_at", "last_observed_at", "missing_since", "valid_from", "valid_to", "last_listed_at"),
     *("last_unchanged_at", "observed_at", "held_since", "retired_at", "gap_from", "gap_to"),
-    *("decided_at", "waiting_since", "asked_at", "acknowledged_at"),
+    *("decided_at", "waiting_since", "asked_at", "acknowledged_at", "unlisted_since"),
 }
-FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "proven_for_all"}
+FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "proven_for_all", "in_directory"}
 NUMBERS = {
     *("change_set_id", "run_id", "seal_id", "event_id", "users", "editors", "users_before", "users_after", "unheard"),
     *("waits_for", "active", "type", "versions", "flow_count", "consecutive_failures", "held_workflows"),
@@ -39,10 +39,12 @@ VIEWS = {
     "list_history": "org_id user_id expression flow_id flow_name cycle editable valid_from valid_to from_kind "
     "last_unchanged_at last_listed_at",
     "org_workflow": "org_id flow_id flow_name cycle users editors first_listed_at changed_at last_listed_at "
-    "users_in_gap",
+    "users_in_gap in_directory",
     "org_workflow_event": "org_id flow_id kind user_id old_name new_name old_cycle new_cycle old_editable "
     "new_editable last_unchanged_at observed_at users_before users_after proven_for_all unheard decided_at run_id "
-    "seal_id event_id update_user update_time old_freq new_freq enos_timezone ticket acknowledged_by acknowledged_at",
+    "seal_id event_id update_user update_time old_freq new_freq enos_timezone in_directory ticket acknowledged_by "
+    "acknowledged_at",
+    "unlisted_workflow": "org_id flow_id flow_name first_listed_at unlisted_since",
     "org_workflow_history": "org_id flow_id flow_name cycle valid_from last_unchanged_at valid_to from_kind "
     "proven_for_all",
     "org_pending": "org_id flow_id user_id waiting_since waits_for",

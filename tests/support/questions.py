@@ -40,7 +40,13 @@ class Upstream:
         self.slowed_seconds = 0.0
 
     def fetch(
-        self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False, before: object = None
+        self,
+        target: Target,
+        known_data_hash: str | None = None,
+        *,
+        own_connection: bool = False,
+        before: object = None,
+        asked_as: str | None = None,
     ) -> Snapshot:
         asked_at = self.clock()
         self.asked[target] += 1

@@ -38,12 +38,20 @@ class House(Runs):
         super().__init__(engine, Upstream(first), Limits(min_removed=3), sign)
         self.store = Store(engine, sign=sign)
 
-    def serve(self, lists: Lists, *, org: str | None = None, gaps: Mapping[str, dt.timedelta] = {}) -> sync.RunReport:
+    def serve(
+        self,
+        lists: Lists,
+        *,
+        org: str | None = None,
+        gaps: Mapping[str, dt.timedelta] = {},
+        asked_as: Mapping[str, str] = {},
+    ) -> sync.RunReport:
         self.upstream.asked.clear()
         self.upstream.stop.clear()
         asked = {target for listed in lists.values() for target in listed if org in (None, target.org_id)}
         targets = sorted(asked)
-        new = NewRun(origin="command", host="here", pid=1, targets=len(targets), lists=lists, gaps=gaps, org_id=org)
+        scope: dict[str, Any] = {"lists": lists, "gaps": gaps, "org_id": org, "asked_as": asked_as}
+        new = NewRun(origin="command", host="here", pid=1, targets=len(targets), **scope)
         with self.run_context() as (context, batches):
             report = sync.run(context, new, targets, batches, clock=self.upstream.clock)
         assert report is not None

@@ -107,6 +107,10 @@ def asks_for_flow(gateway: Gateway) -> object:
     return gateway.detail("yourOrgId", "2515", "yourUserId", 10).update_user
 
 
+def asks_for_directory(gateway: Gateway) -> object:
+    return gateway.fetch(Target("yourOrgId", ""), asked_as="yourUserId", own_connection=True).flows
+
+
 def searches(gateway: Gateway) -> object:
     return gateway.search("yourOrgId", "yourUserId", 10)
 
@@ -119,9 +123,17 @@ def asks_for_users(gateway: Gateway) -> object:
     return gateway.roster("yourOrgId")
 
 
+V21_TREE, V20_TREE = "/batch-processing-service/v2.1/directories", "/dataflow-batch-service/v2.0/directories"
 V21, V20 = "/batch-processing-service/v2.1/flows", "/dataflow-batch-service/v2.0/flows"
 OK, SUCCESS = '{"code":0,"msg":"OK","data":%s}', '{"status":0,"msg":"Success","data":%s}'
 TIMEZONE = '{"timezone":"GMT+8"}'
+TREE = """[{"children": [
+  {"children": [], "title": "String1", "type": 1, "key": "***************", "isDirectory": true},
+  {"children": [{"editable": true, "title": "workflow1", "type": 1, "key": 2512, "isDirectory": false}],
+   "title": "ffdir", "type": 1, "key": "**************", "isDirectory": true}],
+ "title":"Workflow", "type": 1, "key": "249a33bd419a4710b1567f5088f8955b", "isDirectory": true}]"""
+FILE = '{"editable": true, "title":"newdir", "type": 1, "key": 3381.0, "isDirectory":false}'
+"""A WorkFlowFile Struct of the Chinese pages, where key and type are a Float."""
 SEARCHED = '[{"flowId": "21", "flowName": "dim_wtg_full"}]'
 SEARCH_BODY = '{"expression":"","pagination":{"pageNo":%d,"pageSize":50,"sorters":[]}}'
 WHO = "orgId=yourOrgId&userId=yourUserId"
@@ -176,6 +188,19 @@ CALLS = [
         f"actionsearch{SIGNED_WHO}{SEARCH_BODY % 0}",
     ),
     Documented(
+        "List Workflow Directories", "v2.1", asks_for_directory, f"GET {V21_TREE}?action=listWorkFlowDirs&{WHO}",
+        OK % TREE, signed=f"actionlistWorkFlowDirs{SIGNED_WHO}",
+    ),
+    Documented(
+        "List Workflow Directories, 2.0, EnOS Edge", "v2.0", asks_for_directory,
+        f"GET {V20_TREE}?action=listWorkFlowDirs&{WHO}", SUCCESS % TREE, signed=f"actionlistWorkFlowDirs{SIGNED_WHO}",
+    ),
+    Documented(
+        "List Workflow Directories, in Chinese, after 3.0.0", "v2.1", asks_for_directory,
+        f"GET {V21_TREE}?action=listWorkFlowDirs&{WHO}", OK % f"[{FILE}]", signed=f"actionlistWorkFlowDirs{SIGNED_WHO}",
+        answer=(Flow("3381", "newdir", None, None),),
+    ),
+    Documented(
         "Get Timezone", "v2.1", asks_for_timezone, "GET /batch-processing-service/v2.1/time?action=getTimeZone",
         OK % TIMEZONE, signed="actiongetTimeZone",
     ),
@@ -202,6 +227,7 @@ ANSWERS = {
     "Get My Flow": FLOWS,
     "Get Timezone": "GMT+8",
     "Get Flow": "yourUpdateUser",
+    "List Workflow Directories": (Flow("2512", "workflow1", None, None),),
     "Search Flow": 1,
     "Get Organization User List": {"userId_1"},
 }
@@ -254,6 +280,8 @@ AS_PRINTED = [
     ("a graph whose quotes are not escaped", "v2.1", asks_for_flow, OK % (FLOW_DATA % PRINTED_GRAPH)),
     ("users whose ids have no quotes", "v2.1", asks_for_users,
      users_sample(0, "userId_1")),
+    ("a directory without a comma", "v2.1", asks_for_directory, OK % TREE.replace("[],", "[]")),
+    ("a file without a colon", "v2.1", asks_for_directory, OK % f"[{FILE}]".replace('"isDirectory":', '"isDirectory"')),
     ("a code 200 in place of 0 of another call", "v2.1", lists(), OK.replace("0", "200") % f"[{LISTED}]"),
     ("a version 2.0 answer to version 2.1", "v2.1", lists(), SUCCESS % f"[{LISTED}]"),
     ("a version 2.1 answer to version 2.0", "v2.0", lists(), OK % f"[{LISTED}]"),
@@ -274,6 +302,7 @@ ERRORS = [
     (lists(), "v2.1", '{"code":99404,"msg":"not found"}', "99404"),
     (lists(), "v2.0", '{"status":62101,"msg":"no such user","data":null}', "62101"),
     (asks_for_flow, "v2.1", '{"code":62103,"msg":"no privilege"}', "62103"),
+    (asks_for_directory, "v2.1", '{"code":62101,"msg":"no such user"}', "62101"),
     (asks_for_timezone, "v2.1", '{"code":99403,"msg":"denied"}', "99403"),
     (asks_for_users, "v2.1", '{"code":31400,"message":"required"}', "31400"),
     (asks_for_users, "v2.1", '{"code":31403,"message":"not authorized"}', "31403"),

@@ -1,0 +1,118 @@
+"""An organisation's directory beside its users' lists: what the digest, the terminal and the page say of both."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.cli.lists import what_happened
+from etl.domain.model import Flow, Target
+from etl.report import health
+from etl.report.listings import CHANGES, EVENTS, UNLISTED
+from etl.web.labels import target_path, workflow_path
+from etl.web.server import HttpServer
+from tests.support.browser import get, rows, site
+from tests.support.builders import flow
+from tests.support.run_history import ANN, BOB, RunHistory
+
+DIRECTORY = Target("o1", "")
+KINDS = ("disappeared", "removed")
+
+
+def in_directory(*numbers: int) -> list[Flow]:
+    return [Flow(str(number), "map", None, None) for number in numbers]
+
+
+@pytest.fixture
+def history(engine: Engine) -> RunHistory:
+    """2 is taken from everybody, 3 is deleted, and nobody ever sees 9."""
+    history = RunHistory(engine)
+    history.run({ANN: [flow(1), flow(2), flow(3)], BOB: [flow(1), flow(2)], DIRECTORY: in_directory(1, 2, 3, 9)})
+    for _ in range(2):  # that they were without it at one moment is known from the second on
+        history.run({ANN: [flow(1)], BOB: [flow(1)], DIRECTORY: in_directory(1, 2, 9)})
+    return history
+
+
+@pytest.fixture
+def server(history: RunHistory) -> Iterator[HttpServer]:
+    with site(history.engine, now=dt.datetime.now(dt.UTC)) as running:
+        yield running
+
+
+def text_of(html: str, table: str) -> list[str]:
+    """The rows of a table, as text."""
+    body = html.partition(f'<table id="{table}"')[2].partition("<tbody>")[2].partition("</tbody>")[0]
+    shown = (" ".join(re.sub("<[^>]*>", " ", row).split()) for row in body.split("</tr>"))
+    return [row for row in shown if row]
+
+
+def test_the_digest_tells_the_directory_from_users_and_what_is_still_in_it(history: RunHistory) -> None:
+    *_, second, third = (run.id for run in history.unnotified())
+    assert history.lines(second, KINDS) == {
+        "removed": [
+            "o1 2 map, cycle: day (2 users)",
+            "o1 3 map, cycle: day (ann)",
+            "o1 3 map (in the directory)",
+        ],
+    }
+    assert history.lines(third, KINDS) == {
+        "disappeared": [
+            "o1 2 map, seen by 2 users before: gone from every list, still in the directory",
+            "o1 3 map, seen by 1 user before",
+        ],
+    }
+
+
+def test_the_terminal_says_the_same(history: RunHistory) -> None:
+    assert [what_happened(event) for event in EVENTS.rows(history.engine)] == [
+        "gone from every list, still in the directory, cycle day",
+        "disappeared, cycle day",
+    ]
+    changes = CHANGES.rows(history.engine, kind=["removed"], user="")
+    assert [(change.flow_id, what_happened(change)) for change in changes] == [("3", "removed")]
+    assert [row.flow_id for row in UNLISTED.rows(history.engine)] == ["2", "9"]
+
+
+def test_a_directory_that_lacks_what_a_user_lists_twice_is_no_complete_witness(history: RunHistory) -> None:
+    def said() -> list[str]:
+        found = health.read(history.engine, [], dt.datetime.now(dt.UTC)).conditions()
+        return [each.summary for each in found if each.code == "directory_incomplete"]
+
+    told = []
+    for numbers, listed in (((9,), (1,)), ((9,), (1,)), ((9,), (1, 4)), ((9,), (1, 4)), ((1, 4), (1, 4))):
+        history.run({ANN: [flow(each) for each in listed], BOB: [flow(1)], DIRECTORY: in_directory(*numbers)})
+        told.append([each.removeprefix("The directory of o1 lacks ") for each in said()])
+    assert told == [
+        [],
+        ["1 workflow that users list, such as 1 (of ann)"],
+        ["1 workflow that users list, such as 1 (of ann)"],
+        ["2 workflows that users list, such as 1 (of ann), 4 (of ann)"],
+        [],
+    ]
+
+
+def test_the_page_shows_the_directory_as_a_target_and_what_no_user_sees(server: HttpServer) -> None:
+    page = get(server, "/unlisted", org="=o1").text
+    assert [row.split()[:3] for row in text_of(page, "unlisted")] == [["o1", "2", "map"], ["o1", "9", "map"]]
+    assert "(directory)" in text_of(page, "directories")[0]
+    assert [row["flow_id"] for row in rows(server, "/unlisted", find="9")] == ["9"]
+    assert "No directory is asked for there" in get(server, "/unlisted", org="=o2").text
+    assert "2 more workflows" in get(server, "/workflows", org="=o1").text
+    events = text_of(get(server, "/events").text, "story")
+    assert ["still in the directory" in row for row in events] == [False, True]
+    assert "(directory)" not in " ".join(events), "it is no user behind an event"
+    for asked in ("=", "(directory)"):
+        shown = text_of(get(server, "/targets", user=asked).text, "targets")
+        assert [row.split()[1] for row in shown] == ["(directory)"]
+        assert [row["flow_id"] for row in rows(server, "/trail", user=asked, kind="removed")] == ["3"]
+    target = get(server, target_path(*DIRECTORY))
+    assert "<h1>The directory</h1>" in target.text
+    assert [row.split()[0] for row in text_of(target.text, "workflows")] == ["1", "2", "9"]
+    assert "none" not in " ".join(text_of(target.text, "workflows")), "it says no cycle"
+    unseen = get(server, workflow_path("9", "o1")).text
+    assert "no user’s list ever showed it" in unseen
+    assert "(directory)" in " ".join(text_of(unseen, "seen"))
