@@ -1,4 +1,4 @@
-"""Rows to files for other programs: CSV, JSON lines, Parquet, each with a manifest that proves its content.
+"""Rows to files for other programs: CSV, JSON lines, Parquet, Excel, each with a manifest that proves its content.
 
 Files appear complete or not at all. This is the only importer of pyarrow (the extra ``flowtrail[parquet]``).
 """
@@ -15,19 +15,20 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, get_args
 
 import msgspec
 
+from etl import excel
 from etl.errors import UsageError
 from etl.printable import printable, printable_lines
 from etl.report.rows import Column
 from etl.system import disk
 from etl.system.disk import errors_named, part_file, part_folder, sync_folder
 
-Format = Literal["csv", "jsonl", "parquet"]
+Format = Literal["csv", "jsonl", "parquet", "xlsx"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 Page = Sequence[Sequence[Any]]
 
@@ -67,11 +68,15 @@ def export(
     Memory does not grow with the rows. A file appears whole or not at all, 0600 where it is new; with ``origin`` it
     gets a ``FILE.manifest.json`` beside it (a stream gets none). ``by_month_of`` names a time column by which the
     rows are sorted: ``to`` is then a new folder with a ``month=YYYY-MM/part-N.parquet`` for each UTC month.
-    ``keep_texts``: a CSV has texts as they are, also those that a spreadsheet could take for a formula.
+    ``keep_texts``: CSV and Excel have texts as they are, also those that a spreadsheet could take for a formula.
     Raises UsageError where the place, the format or the extra for it cannot be used.
     """
     if fmt == "parquet":
         _import("pyarrow")
+    if fmt == "xlsx":
+        excel.require()
+        if not isinstance(to, Path):
+            raise UsageError("An Excel workbook needs a place of its own: add -o FILE.")
     if by_month_of is not None and (fmt != "parquet" or not isinstance(to, Path)):
         raise UsageError("An export by month is a folder of Parquet files: add --format parquet -o FOLDER.")
     if not isinstance(to, Path):
@@ -109,6 +114,8 @@ def _write(
         if for_terminal:
             raise UsageError("Parquet cannot be shown on a terminal: add -o FILE, or use a pipe.")
         _write_parquet(file, columns, pages(ROW_GROUP))
+    elif fmt == "xlsx":
+        excel.write(file, columns, chain.from_iterable(pages(_PAGE_ROWS)), str if keep_texts else disarm)
     elif fmt == "csv":
         shown = map(_harmless, pages(_PAGE_ROWS)) if for_terminal else pages(_PAGE_ROWS)
         file.writelines(csv_pages(columns, shown, keep_texts=keep_texts))
@@ -168,7 +175,7 @@ def _write_manifest(
         "taken_at": origin.taken_at,
         "flowtrail": origin.flowtrail,
     }
-    if fmt == "csv":
+    if fmt in ("csv", "xlsx"):
         facts["texts"] = "as they are" if keep_texts else "with ' in front of what a spreadsheet takes for a formula"
         facts["pandas"] = _pandas_options(columns)
     if origin.last_seal is not None:
@@ -215,7 +222,7 @@ def csv_pages(columns: Sequence[Column], pages: Iterable[Page], *, keep_texts: b
 
 
 def _pandas_options(columns: Sequence[Column]) -> dict[str, Any]:
-    """What ``pandas.read_csv`` must be told so that it reads each column as what it is."""
+    """What ``pandas.read_csv`` and ``read_excel`` must be told so that it reads each column as what it is."""
     types = {"string": "string", "integer": "Int64", "boolean": "boolean"}
     return {
         "dtype": {name: types[kind] for name, kind in columns if kind in types},

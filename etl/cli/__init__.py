@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "changes": "lists.changes",
     "history": "lists.history",
     "diff": "moments.diff",
+    "review": "moments.review",
     "export": "export.export_rows",
     "verify": "proof.verify_trail",
     "report": "export.report",

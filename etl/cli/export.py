@@ -34,7 +34,7 @@ _NUMBERED: Final = ("change_set_id", "flow_id", "kind")
 """The order of the changes that some runs brought: the one in which change sets were numbered."""
 _BY_RUN: Final = ("changes", "org-events")
 """What has a time, and a run that brought it."""
-_SUFFIXES: Final[dict[str, Format]] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".ndjson": "jsonl"}
+_SUFFIXES: Final[dict[str, Format]] = {**{f".{fmt}": fmt for fmt in FORMATS}, ".ndjson": "jsonl"}
 _AFTER_SEAL: Final = (
     "changes, org-events: what the runs brought that were sealed after this one; 0 for all. The manifest has the "
     "last_seal to go on from."
@@ -95,13 +95,15 @@ def _scope(options: Options) -> Scope | None:
     "asked",
     type=click.Choice(FORMATS),
     show_default="by the suffix of the file, else csv",
-    help="CSV for spreadsheets, JSON lines, or Parquet.",
+    help="CSV for spreadsheets, JSON lines, Parquet, or an Excel workbook.",
 )
 @click.option("--output", "-o", type=FILE, help="A file; standard output if omitted.")
 @click.option("--after-seal", type=click.IntRange(0), help=_AFTER_SEAL)
 @click.option("--partition-by", help="'month': changes in a folder, one Parquet file per month.")
 @click.option(
-    "--keep-texts", is_flag=True, help="csv: texts as they are, also those that look like a formula; for programs."
+    "--keep-texts",
+    is_flag=True,
+    help="csv, xlsx: texts as they are, also those that look like a formula.",
 )
 @shared(
     *("force", "since", "until", "as_of", "org", "user", "timezone", "config"),
@@ -119,12 +121,12 @@ def export_rows(
     keep_texts: bool,
 ) -> None:
     """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
-    fmt = _format(asked, output)
+    fmt = file_format(asked, output)
     _check(options, what, fmt, output, after_seal, partition_by)
     with options.reading() as app:
         require_names(app.engine, org=options.org, user=options.user)
         seals = None if after_seal is None else listings.seals_after(app.engine, after_seal)
-        origin = _origin(app, what, options, seals)
+        origin = origin_of(app, what, options, seals)
         row_type, rows = _rows(app, what, options, seals)
         count = export(
             rows,
@@ -139,7 +141,7 @@ def export_rows(
         console.complain(f"{count} rows in {output}.", "green")
 
 
-def _format(asked: Format | None, output: Path | None) -> Format:
+def file_format(asked: Format | None, output: Path | None) -> Format:
     """The format that was asked for, or that the file's suffix names. Raises UsageError if they differ."""
     named = _SUFFIXES.get(output.suffix.lower()) if output else None
     if asked and named and asked != named:
@@ -164,11 +166,17 @@ def _check(
         raise UsageError("--after-seal belongs to `export changes` and `export org-events`.")
     if after_seal is not None and (between or partition_by):
         raise UsageError("--after-seal goes by runs: leave --since, --until and --partition-by out.")
-    if output and output.is_file() and not options.force:
+    if output:
+        require_new(output, force=options.force)
+
+
+def require_new(output: Path, *, force: bool) -> None:
+    """Refuse to replace a file, unless that was asked for. Raises UsageError."""
+    if output.is_file() and not force:
         raise UsageError(f"{output} exists already: --force replaces it.")
 
 
-def _origin(app: Application, what: str, options: Options, seals: listings.Seals | None) -> Origin:
+def origin_of(app: Application, what: str, options: Options, seals: listings.Seals | None = None) -> Origin:
     """What the manifest says about the rows."""
     now = utc_now()
     typed = {name: getattr(options, name) for name in ("org", "user", "since", "until", "as_of")}

@@ -1,25 +1,31 @@
-"""The commands about moments: diff sets two of them side by side."""
+"""The commands about moments: diff sets two of them side by side, review asks people about one."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 import click
 from sqlalchemy import Engine
 
 from etl.cli import console
-from etl.cli.lists import cycle_label, require_names, what_happened
-from etl.cli.options import Options, shared
+from etl.cli.export import file_format, origin_of, require_new
+from etl.cli.lists import cycle_label, require_names, what_happened, why_empty
+from etl.cli.options import FILE, Options, shared
 from etl.database import reading
 from etl.errors import UsageError
 from etl.export import export
+from etl.printable import counted
 from etl.report import difference
 from etl.report.reading import stream
+from etl.report.review import AccessReview, access_review
 from etl.report.rows import Difference, columns_of
-from etl.report.targets import KnownTarget, targets_of_user
+from etl.report.targets import KnownTarget, observed_targets, targets_of_user
+from etl.system.clock import utc_now
 
 _MOMENT: Final = ("at", "flow_count", "lists", "observed", "unchanged_across_gap", "between", "unobserved", "not_known",
                   "observed_before")  # fmt: skip
@@ -64,6 +70,38 @@ def diff(options: Options, old: str, new: str, csv: bool) -> None:
         else:
             console.rows("How well the two are known", _MOMENT, compared[:2], zone=options.zone)
             console.table("\nWhat differs", _DIFFERENCE, _cells(rows), _SAME, zone=options.zone, most=options.most())
+
+
+@click.command()
+@click.option("--output", "-o", type=FILE, required=True, help="The file to write: .csv, or .xlsx for Excel.")
+@shared(
+    *("org", "as_of", "force", "timezone", "config"),
+    org="The organisation; required.",
+    as_of="The lists at that time; now if omitted.",
+)
+def review(options: Options, output: Path) -> None:
+    """Write who sees which workflow to a file, with room for a reviewer's decision, and a manifest."""
+    org, at = required_org(options), options.moment(options.as_of) or utc_now()
+    if output.suffix.lower() not in (".csv", ".xlsx"):
+        raise UsageError(f"A review is a .csv or an .xlsx file: name {output} otherwise.")
+    require_new(output, force=options.force)
+    with options.reading() as app:
+        require_names(app.engine, org=org)
+        seen = observed_targets(app.engine, at, org=org)
+        if seen.observed == seen.retired or seen.searches == seen.targets:
+            raise UsageError(why_empty(app.engine, options, at=at, whole_lists=True))
+        if seen.searches:
+            left_out = counted(seen.searches, "search", "searches")
+            console.complain(f"Left out: {left_out}. A review has whole lists.", "yellow")
+        origin = origin_of(app, "review", replace(options, as_of=at.isoformat()))
+        count = export(
+            access_review(app.engine, org, at),
+            columns_of(AccessReview),
+            file_format(None, output),
+            output,
+            origin=origin,
+        )
+    console.complain(f"{count} rows in {output}.", "green")
 
 
 def required_org(options: Options) -> str:

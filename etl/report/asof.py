@@ -98,19 +98,23 @@ def flows_statement(
     name_filter: str = "",
     condition: str = "",
     parameters: Sequence[BindParameter[Any]] = (),
+    *,
+    rows: str = "asof_flows",
+    row_type: type[tuple[Any, ...]] = ListWorkflowAsOf,
 ) -> TextualSelect:
     """The list of each target at ``at``.
 
     ``filters`` are values of ``org_id``, ``user_id``, ``expression``, ``flow_id`` and ``cycle``; ``name_filter`` is a
-    condition on ``flow_name``, or empty; ``condition`` as in ``targets_statement``.
+    condition on ``flow_name``, or empty; ``condition`` as in ``targets_statement``. ``rows`` names the statement's last
+    part, whose columns are those of ``row_type``.
     """
-    statement = f"{sql('asof_known')},\n{sql(f'asof_{way}')}{sql('asof_flows')}".format(
+    statement = f"{sql('asof_known')},\n{sql(f'asof_{way}')}{sql(rows)}".format(
         targets=_where("t", filters, *Target._fields) + (condition and f" AND {condition}"),
         changes=_OF_A_WORKFLOW if "flow_id" in filters else _OF_A_TARGET,
         flows=_where("c", filters, "flow_id"),
         listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),
     )
-    return _bound(statement, at, filters, parameters).columns(*sql_columns(ListWorkflowAsOf))
+    return _bound(statement, at, filters, parameters).columns(*sql_columns(row_type))
 
 
 def cheaper_way(connection: Connection, at: dt.datetime, flow: str | None = None) -> Way:

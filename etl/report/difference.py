@@ -24,7 +24,7 @@ from etl.report.rows import Coverage, Difference, TargetAsOf, sql_columns
 from etl.report.targets import KnownTarget, listing
 from etl.schema import UtcTime, change_set, target
 
-_WHOLE_LISTS: Final = "t.expression = '' AND t.user_id <> ''"
+WHOLE_LISTS: Final = "t.expression = '' AND t.user_id <> ''"
 """Those that count in an organisation."""
 
 
@@ -91,7 +91,7 @@ def target_differences(connection: Connection, known: KnownTarget, compared: Com
 def of_organisation(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> Comparison:
     """Two moments of an organisation's list."""
     before, after = (
-        _moment(connection, at, {"org_id": org}, _WHOLE_LISTS)._replace(
+        _moment(connection, at, {"org_id": org}, WHOLE_LISTS)._replace(
             flow_count=STATES.count(connection, org=WHOLE + org, at=at)
         )
         for at in (old, new)
@@ -101,7 +101,7 @@ def of_organisation(connection: Connection, org: str, old: dt.datetime, new: dt.
 
 def organisation_differences(org: str, compared: Comparison) -> Select[Any]:
     """``Difference``, by workflow, user and kind."""
-    lists = (sql("asof_known") + sql("asof_targets")).format(targets=f" AND t.org_id = :org_id AND {_WHOLE_LISTS}")
+    lists = (sql("asof_known") + sql("asof_targets")).format(targets=f" AND t.org_id = :org_id AND {WHOLE_LISTS}")
     sides = {"old": compared.old, "new": compared.new}
     statement = sql("difference").format(**{f"{name}_lists": re.sub(r":at\b", f":{name}_at", lists) for name in sides})
     given: list[BindParameter[Any]] = [bindparam("org_id", org, Text)]

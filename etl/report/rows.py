@@ -12,6 +12,13 @@ from etl.schema import UtcTime
 
 Kind = Literal["string", "integer", "boolean", "time"]
 Coverage = Literal["observed", "unchanged_across_gap", "between", "unobserved"]
+COVERAGE_LABELS: Final = {
+    "observed": "observed",
+    "unchanged_across_gap": "the same before and after",
+    "between": "between two looks that differ",
+    "unobserved": "not observed",
+}
+"""How well the list of a moment is known, after "was" or "were"."""
 
 
 class ListWorkflow(NamedTuple):

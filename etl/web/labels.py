@@ -12,13 +12,6 @@ from etl.domain.kinds import LABELS
 from etl.domain.model import CYCLE_LABELS, DIRECTORY
 from etl.printable import printable
 
-COVERAGE: Final = {
-    "observed": "observed",
-    "unchanged_across_gap": "the same before and after",
-    "between": "between two looks that differ",
-    "unobserved": "not observed",
-}
-"""How well the list of a moment is known, after "was" or "were"."""
 _LONGEST: Final = 300
 _REMEMBERED: Final = 4096
 """Addresses; a page has the same ones again and again."""

@@ -20,7 +20,7 @@ from etl.errors import UsageError
 from etl.printable import counted
 from etl.report.details import event_detail_sentence
 from etl.report.listings import STATUSES
-from etl.report.rows import RUN_COUNTS
+from etl.report.rows import COVERAGE_LABELS, RUN_COUNTS
 from etl.report.summaries import CYCLES
 from etl.web import figures, labels
 
@@ -77,7 +77,7 @@ def environment() -> jinja2.Environment:
         "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),
-        "COVERAGE": labels.COVERAGE,
+        "COVERAGE": COVERAGE_LABELS,
         "CYCLES": CYCLES,
         "STATUSES": STATUSES,
         "RUN_COUNTS": RUN_COUNTS,

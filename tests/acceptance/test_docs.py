@@ -241,7 +241,7 @@ def test_the_reference_names_every_command_option_and_variable() -> None:
     page = cli_reference.page()
     assert str(app.help) in page
     assert "### flowtrail guard approve\n\n    flowtrail guard approve [OPTIONS] [ORG] [USER]" in page
-    assert "| `--format {csv,jsonl,parquet}` | by the suffix of the file, else csv |" in page
+    assert "| `--format {csv,jsonl,parquet,xlsx}` | by the suffix of the file, else csv |" in page
     assert "- `FLOWTRAIL_GATEWAY__URL`\n" in page
 
 

@@ -172,6 +172,7 @@ def test_the_wheel_alone_runs_the_demo(flowtrail: Program) -> None:
 MISSING = {
     "postgres": ["check"],
     "parquet": ["export", "changes", "--format", "parquet", "-o", "changes.parquet"],
+    "excel": ["export", "changes", "-o", "changes.xlsx"],
     "web": ["report", "-o", "page.html"],
     "notify": ["notify", "--test"],
     "sign": ["seal", "keygen", "seal.pem"],

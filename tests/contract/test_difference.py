@@ -8,6 +8,7 @@ import io
 import json
 import random
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from etl.errors import UsageError
 from etl.report.asof import flows_as_of, targets_as_of
 from etl.report.difference import Comparison, of_organisation, of_target, organisation_differences, target_differences
 from etl.report.listings import STATES
+from etl.report.review import access_review
 from etl.report.rows import Difference
 from etl.report.targets import targets_of_user
 from etl.store import RunBegun
+from etl.store.acknowledgements import NewAcknowledgement
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, RunHistory
 
@@ -189,6 +192,45 @@ def test_two_moments_say_how_well_they_are_known_and_why_they_cannot_be_compared
         assert of_organisation(connection, "o2", *rooms.moments[:2]).refusal == ("nobody has looked yet", None)
 
 
+def test_a_review_has_a_row_for_each_user_and_workflow_and_for_each_list_without_any(engine: Engine) -> None:
+    """With the last change until then, its ticket, and how well the list is known."""
+    rooms = Rooms(engine)
+    rooms.lists([ONE, flow(2)], [], "62109")
+    rooms.lists([flow(1, "other", "H"), flow(2)], [ONE], "62109")
+    rooms.lists([flow(1, "other", "H"), flow(2)], [ONE], "62109")
+    agreed = [
+        NewAcknowledgement(made_by="eve", org_id="o1", kind=kind, ticket=f"CHG-{kind}") for kind in ("renamed", "added")
+    ]
+    rooms.store.acknowledge(agreed, rooms.moments[3])
+    review = [
+        ("ann", "1", "other", "hour", True, "observed", "cycle changed, renamed", "CHG-renamed"),
+        ("ann", "2", "map", "day", True, "observed", "baseline", None),
+        ("bob", "1", "map", "day", True, "observed", "added", "CHG-added"),
+        ("cid", None, None, None, None, "not known", None, None),
+    ]
+    columns = ("user_id", "flow_id", "flow_name", "cycle_label", "editable", "known", "last_change", "ticket")
+    chosen = attrgetter(*columns)
+    assert list(map(chosen, access_review(engine, "o1", rooms.moments[2]))) == review
+    last = list(access_review(engine, "o1", rooms.moments[3] + 10 * SECOND))
+    seen = rooms.moments[3] - 5 * SECOND
+    assert [row.known for row in last] == [*["as last observed"] * 3, "not known"]
+    assert {row.last_observed_at for row in last} == {seen, None}
+    first, second, *_ = last
+    assert (second.first_listed_at, first.changed_at, first.reviewer, first.decision) == (
+        *(rooms.moments[at] - 5 * SECOND for at in (1, 2)),
+        None,
+        None,
+    )
+    assert [chosen(row)[:6] for row in access_review(engine, "o1", rooms.moments[1])] == [
+        ("ann", "1", "map", "day", True, "between two looks that differ"),
+        ("ann", "2", "map", "day", True, "between two looks that differ"),
+        ("bob", None, None, None, None, "between two looks that differ"),
+        ("cid", None, None, None, None, "not known"),
+    ]
+    rooms.lists([ONE], [])
+    assert [chosen(row)[:2] for row in access_review(engine, "o1", rooms.moments[-1])] == [("ann", "1"), ("bob", None)]
+
+
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_the_command_prints_a_table_json_or_csv_and_refuses_what_has_no_answer(
     engine: Engine, database_url: str, tmp_path: Path
@@ -226,6 +268,16 @@ def test_the_command_prints_a_table_json_or_csv_and_refuses_what_has_no_answer(
         (old, new, "--user", "ann", "--expression", "e"): "no list",
         (old, new, "--user", "anne"): "Did you mean 'ann'?",
     }
+    book, review = tmp_path / "r.xlsx", ["review", "--config", str(settings), "--org", "o1", "-o"]
+    for asked, sentence in (
+        ([str(tmp_path / "r.json")], "is a .csv or an .xlsx file"),
+        ([str(book), "--as-of", "2020-01-01"], "Not observed then"),
+        ([str(book)], ""),
+        ([str(book)], "--force replaces it"),
+    ):
+        done = CliRunner().invoke(app, [*review, *asked])
+        assert (done.exception is None, sentence in str(done.exception)) == (not sentence, True), done.exception
+    assert sorted(each.name for each in tmp_path.glob("r.*")) == ["r.xlsx", "r.xlsx.manifest.json"]
     for (begin, end, *more), sentence in refused.items():
         done = diff(begin, end, *more)
         assert (type(done.exception), sentence in str(done.exception)) == (UsageError, True), (begin, end, more)

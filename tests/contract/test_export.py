@@ -8,13 +8,16 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import duckdb
 import pyarrow
@@ -199,10 +202,44 @@ def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Pat
     assert sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == 6
 
 
+# ----------------------------------------------------------------------------------------------------------- excel
+
+_MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+
+
+def sheet_of(file: Path) -> list[dict[str, tuple[str, str]]]:
+    """The rows of a workbook as its format says: by column, the type and the value of each cell that has one."""
+    with zipfile.ZipFile(file) as book, book.open("xl/worksheets/sheet1.xml") as sheet:
+        rows = ElementTree.parse(sheet).getroot().iter(f"{_MAIN}row")
+        return [{cell.get("r", "").rstrip("0123456789"): _value(cell) for cell in row} for row in rows]
+
+
+def _value(cell: ElementTree.Element) -> tuple[str, str]:
+    assert cell.find(f"{_MAIN}f") is None, "a formula"
+    text = "".join(cell.itertext())
+    return cell.get("t", "n"), re.sub("_x([0-9A-F]{4})_", lambda code: chr(int(code[1], 16)), text)
+
+
+def test_a_cell_of_excel_is_what_it_is_and_no_formula(tmp_path: Path) -> None:
+    """Texts are texts, times are days since 1900 in UTC, and a number with too many digits is a text."""
+    names = [*NASTY, "00104", "_x0041_", "https://e.example", "TRUE", "2026-03-01"]
+    columns = (Column("text", "string"), Column("n", "integer"), Column("at", "time"), Column("yes", "boolean"))
+    at = dt.datetime(2026, 3, 1, 20, 30, tzinfo=dt.timezone(dt.timedelta(hours=8)))
+    file = tmp_path / "f.xlsx"
+    export([(name, -5, at, False) for name in names] + [(None, 2**53 + 1, None, None)], columns, "xlsx", file)
+    heading, *found, last = sheet_of(file)
+    assert [value for _, value in heading.values()] == ["text", "n", "at", "yes"]
+    assert [row.get("A", ("inlineStr", "")) for row in found] == [("inlineStr", disarm(name)) for name in names]
+    assert {(row["B"], row["D"]) for row in found} == {(("n", "-5"), ("b", "0"))}
+    time = dt.datetime(1899, 12, 30, tzinfo=dt.UTC) + dt.timedelta(days=float(found[0]["C"][1]))
+    assert abs(time - at) < dt.timedelta(milliseconds=1)
+    assert last == {"B": ("inlineStr", "9007199254740993")}, "no digit is lost"
+
+
 # ----------------------------------------------------------------------------------------------- files, manifest
 
 
-@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet", "xlsx"])
 def test_a_manifest_proves_what_a_file_holds(tmp_path: Path, fmt: str) -> None:
     """Count, SHA-256, columns, filter, time and chain heads; the heads are read before the rows."""
     order: list[str] = []
@@ -233,7 +270,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet", "xlsx"])
 def test_an_export_that_breaks_leaves_the_old_file_and_nothing_else(tmp_path: Path, fmt: str) -> None:
     """Whole or not at all."""
     file = tmp_path / "f"
@@ -322,7 +359,9 @@ REFUSED: dict[str, list[Callable[[Path], int]]] = {
         lambda home: export(EVENTS, COLUMNS, "csv", home / "file" / "f.csv"),
     ],
     "is a folder": [lambda home: export(EVENTS, COLUMNS, "csv", home)],
-    "-o FILE": [lambda home: to_a_terminal()],
+    "-o FILE": [lambda home: to_a_terminal(), lambda home: export(EVENTS, COLUMNS, "xlsx", io.BytesIO())],
+    "32,767 characters": [lambda home: export([event(1, "x" * 32_768)], COLUMNS, "xlsx", home / "f.xlsx")],
+    "1,048,575 rows": [lambda home: export([()] * 1_048_576, COLUMNS, "xlsx", home / "f.xlsx")],
     "-o FOLDER": [lambda home: by_month("parquet", io.BytesIO()), lambda home: by_month("csv", home / "f")],
     "already exists": [lambda home: by_month("parquet", home)],  # old and new months would be read as one
 }
@@ -337,12 +376,15 @@ def test_what_cannot_be_written_is_refused_in_a_sentence_with_the_remedy(tmp_pat
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_without_pyarrow_parquet_is_refused_before_anything_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("library", "extra", "fmt"), [("pyarrow", "parquet", "parquet"), ("xlsxwriter", "excel", "xlsx")]
+)
+def test_without_its_library_a_format_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, extra: str, fmt: Any
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"pip install 'flowtrail\[parquet\]'"):
-        export(iter(lambda: pytest.fail("was read"), None), COLUMNS, "parquet", tmp_path / "f.parquet")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UsageError, match=rf"pip install 'flowtrail\[{extra}\]'"):
+        export(iter(lambda: pytest.fail("was read"), None), COLUMNS, fmt, tmp_path / f"f.{fmt}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -352,12 +394,12 @@ def test_a_disk_that_is_full_is_named() -> None:
         export(EVENTS, COLUMNS, "csv", Path("/dev/full"))
 
 
-@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet", "xlsx"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four times the rows, the same memory: a page, or a row group of Parquet."""
+    """More rows, the same memory: a page, or a row group of Parquet."""
     monkeypatch.setattr("etl.export.ROW_GROUP", 2000)
     peaks = []
-    for rows in (4_000, 16_000):
+    for rows in (1_000, 2_500) if fmt == "xlsx" else (4_000, 16_000):  # a workbook is slow to trace
         tracemalloc.start()
         export((event(n, "name") for n in range(rows)), COLUMNS, fmt, tmp_path / "f")
         peaks.append(tracemalloc.get_traced_memory()[1])

@@ -22,8 +22,8 @@ from etl.domain.model import Flow, Target
 from etl.report import listings, workflow_page
 from etl.report.asof import flows_as_of, targets_as_of
 from etl.report.listings import FLOWS, HISTORY, RUNS, STATES, WORKFLOWS
-from etl.report.rows import Difference, OrgWorkflow, columns_of, view
-from etl.web.labels import COVERAGE, target_path, workflow_path
+from etl.report.rows import COVERAGE_LABELS, Difference, OrgWorkflow, columns_of, view
+from etl.web.labels import target_path, workflow_path
 from etl.web.page import PAGE_ROWS, rows_file
 from tests.support.browser import ALICE, BOB, CAROL, HOSTILE_ORG, engine, get, month, rows, server
 from tests.support.builders import after
@@ -334,7 +334,7 @@ def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users
         shown = re.findall(r'<td data-label="Users" class="number">(\d+)<', page)
         assert list(map(int, shown)) == [lists[state.flow_id] for state in known[:PAGE_ROWS]]
         for coverage, number in Counter(row.coverage for row in targets_as_of(engine, at, org=org)).items():
-            assert f"{number} {'was' if number == 1 else 'were'} {COVERAGE[coverage]}" in page
+            assert f"{number} {'was' if number == 1 else 'were'} {COVERAGE_LABELS[coverage]}" in page
 
 
 def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, monkeypatch) -> None:

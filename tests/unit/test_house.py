@@ -23,8 +23,8 @@ RANKS = {
     "log": 2,
     **dict.fromkeys(("config", "database"), 3),
     **dict.fromkeys(("gateway", "store", "report", "signing"), 4),
-    **dict.fromkeys(("notify", "export", "verify", "audit"), 5),
-    "sync": 6,
+    **dict.fromkeys(("notify", "excel", "verify", "audit"), 5),
+    **dict.fromkeys(("export", "sync"), 6),
     "service": 7,
     "web": 8,
     "cli": 9,
@@ -48,6 +48,7 @@ OWNERS = {
     "alembic": {"database"},
     "prometheus_client": {"service"},
     "distributed": {"sync"},
+    "xlsxwriter": {"excel"},
 }
 """The libraries, each with the only rooms that may import it."""
 
