@@ -112,7 +112,7 @@ def plan(
     targets: Sequence[Target],
     executor: Executor,
     planned: Callable[[Sequence[Outcome]], None],
-    asked_as: Mapping[str, str],
+    asked_as: Mapping[str, str] = {},
 ) -> Tally:
     """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads.
     ``asked_as``: by organisation, the user as whom its directory is asked for."""

@@ -132,7 +132,7 @@ def test_a_first_roster_that_fails_leaves_no_targets(flowtrail: Program, gateway
     assert "ok  details: Get Flow answers" in check.stdout
     recording = flowtrail.folder / "answers.json"
     calls = {each["call"] for each in json.loads(recording.read_text())["exchanges"]}
-    assert calls == {"token", "roster", "flows", "details", "timezone", "search"}
+    assert calls == {"token", "roster", "flows", "details", "timezone", "search", "directory"}
     assert stat.S_IMODE(recording.stat().st_mode) == 0o600
     assert not any(name in recording.read_text() for name in ("people.example", "updater-1", KEY, SECRET, ANN))
     assert flowtrail("check", "--record", "answers.json").returncode == 2, "a file that is there stays"

@@ -115,7 +115,7 @@ def _is_not_proven(table: str, column: str, of: Target | None, version: int, was
         return column in measured and of is not None and current.get(of) == version
     if table == "workflow":
         return column == "missing_since" and of in (DOUBTED, OTHER_LIST) and not was_null and not is_null
-    if column in STORY:
+    if column in STORY or column == "asked_as":
         return True
     told = not was_null and not is_null
     return told and (
