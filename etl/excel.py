@@ -40,12 +40,18 @@ def write(
     with disk.temporary_files():
         folder = tempfile.TemporaryDirectory(prefix="flowtrail-")
     with folder as name:
+        book = library.Workbook(file, {"constant_memory": True, "tmpdir": name})
+        book.use_zip64()
         try:
-            with library.Workbook(file, {"constant_memory": True, "tmpdir": name}) as book, disk.temporary_files():
-                book.use_zip64()
+            with disk.temporary_files():
                 _fill(book, columns, rows, shown_text)
+            book.close()
         except library.exceptions.FileCreateError as error:
             raise error.args[0] from error  # the OSError
+        except BaseException:
+            for sheet in book.worksheets():  # to close the book would write it first
+                sheet.row_data_fh.close()
+            raise
 
 
 def _fill(

@@ -88,7 +88,7 @@ def review(options: Options, output: Path) -> None:
     with options.reading() as app:
         require_names(app.engine, org=org)
         seen = observed_targets(app.engine, at, org=org)
-        if seen.observed == seen.retired or seen.searches == seen.targets:
+        if seen.observed == seen.retired or seen.searches == seen.targets:  # an empty file would look like an answer
             raise UsageError(why_empty(app.engine, options, at=at, whole_lists=True))
         if seen.searches:
             left_out = counted(seen.searches, "search", "searches")
