@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, func, select, text
 
@@ -35,14 +35,15 @@ from etl.database import connect, reading, upgrade
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.report.asof import flows_as_of
-from etl.report.listings import STATES
+from etl.report.listings import EVENTS, STATES
 from etl.schema import org_event, workflow_change
-from etl.store import NewRun, Store
+from etl.store import NewAcknowledgement, NewRun, Store
 from etl.verify import verify
 from tests.support.questions import Upstream
 
 PAGE = Path(__file__).parents[1] / "docs" / "sql.md"
 QUESTION = re.compile(r"^## ([^\n]+\?)\n\n.*?\n\n```sql\n(.*?)```$", re.DOTALL | re.MULTILINE)
+ACKNOWLEDGED = 10_000
 NAMES_AN_ORGANISATION = re.compile(r"org_id = 'o-\w+'")
 
 
@@ -90,6 +91,21 @@ def live(engine: Engine, rows: int) -> None:
         while _changes(engine) < rows:
             world.pass_time()
             sync.run(context, new, world.targets, batches, clock=world.upstream.clock)
+        agree(engine)
+        sync.run(context, new, world.targets, batches, clock=world.upstream.clock)
+
+
+def agree(engine: Engine) -> None:
+    """Acknowledge half of the events, but at most 10,000, and for some hours all that happened in an organisation."""
+    names = ("org_id", "flow_id", "kind", "user_id", "last_unchanged_at", "observed_at")
+    with reading(engine) as connection:
+        events = connection.execute(select(*(org_event.c[name] for name in names)).order_by(org_event.c.event_id)).all()
+    chance, made = random.Random(1), []
+    for number, event in enumerate(chance.sample(events, min(len(events) // 2, ACKNOWLEDGED))):
+        scope = dict(zip(("flow_id", "kind", "user_id"), event[1:4], strict=True)) if number % 20 else {}
+        between: dict[str, Any] = {"after": event.last_unchanged_at, "until": event.observed_at}
+        made.append(NewAcknowledgement(made_by="ada", org_id=event.org_id, ticket=f"CHG-{number}", **scope, **between))
+    Store(engine).acknowledge(made, START)
 
 
 def _changes(engine: Engine) -> int:
@@ -135,6 +151,9 @@ def questions(engine: Engine) -> Iterator[tuple[str, Callable[[], int]]]:
     yield "flows --as-of (all)", lambda: count_rows(flows_as_of(engine, at))
     yield "workflows --as-of (one)", lambda: count_rows(STATES.rows(engine, at=at, org=org))
     yield "workflows --as-of (all)", lambda: count_rows(STATES.rows(engine, at=at))
+    asked = {"acknowledged": "no", "newest_first": True}
+    yield "events --unacknowledged", lambda: count_rows(EVENTS.rows(engine, **asked, limit=201))
+    yield "events --unacknowledged --json --limit 0", lambda: count_rows(EVENTS.rows(engine, **asked))
 
 
 def _within(sql: str, until: dt.datetime) -> str:

@@ -9,6 +9,8 @@ Revises: 0001
 
 from __future__ import annotations
 
+import re
+
 from alembic import op
 
 revision = "0002"
@@ -64,27 +66,30 @@ WHERE t.retired_at IS NULL
 # Who agreed to an event or a change: the latest acknowledgement that covers it and was not revoked, if there is any at
 # all. Subqueries, so that whoever does not ask for the columns pays nothing, and planners need not guess how many there
 # are. Two lookups in the index over scopes, for the workflow and for any: for one with OR, PostgreSQL reads the rows.
+# It finds the number once for all three columns, because it cannot take the join's condition for granted, and leaves
+# the join out where none is asked for. SQLite has no LATERAL: see `spelled`. A first list has no interval: no number.
 COVERING = """
            SELECT a.id FROM acknowledgement a
            WHERE a.org_id = {org_id} AND a.flow_id {flow_id} AND a.revokes IS NULL
              AND (a.until IS NULL OR a.until > {last_unchanged_at}) AND (a.after IS NULL OR a.after < {observed_at})
              AND (a.kind IS NULL OR a.kind = {kind}) AND (a.user_id IS NULL OR a.user_id = {user_id})
              AND a.id NOT IN (SELECT r.revokes FROM acknowledgement r WHERE r.revokes IS NOT NULL)"""
-LATEST_COVERING = """CASE WHEN EXISTS (SELECT 1 FROM acknowledgement){but} THEN (
-       SELECT k.{column} FROM acknowledgement k WHERE k.id = (SELECT max(covering.id) FROM ({one}
-           UNION ALL{all}) covering)) END"""
+AGREED = """
+       CAST((SELECT k.ticket FROM acknowledgement k WHERE k.id = agreed.id) AS TEXT) AS ticket,
+       CAST((SELECT k.made_by FROM acknowledgement k WHERE k.id = agreed.id) AS TEXT) AS acknowledged_by,
+       CAST((SELECT k.made_at FROM acknowledgement k WHERE k.id = agreed.id) AS @time) AS acknowledged_at"""
 
 
-def acknowledged(but: str = "", **event: str) -> str:
-    """The columns that say who agreed to an event, of which these expressions are the columns."""
-    one = COVERING.format(**event | {"flow_id": f"= {event['flow_id']}"})
-    found = {"but": but, "one": one, "all": COVERING.format(**event | {"flow_id": "IS NULL"})}
-    return f"""
-       CAST({LATEST_COVERING.format(column="ticket", **found)} AS TEXT) AS ticket,
-       CAST({LATEST_COVERING.format(column="made_by", **found)} AS TEXT) AS acknowledged_by,
-       CAST({LATEST_COVERING.format(column="made_at", **found)} AS @time) AS acknowledged_at"""
+def agreed(**event: str) -> str:
+    """The number of the acknowledgement of an event, of which these expressions are the columns."""
+    one, all_of_them = (COVERING.format(**event | {"flow_id": f}) for f in (f"= {event['flow_id']}", "IS NULL"))
+    happened = f"{event['last_unchanged_at']} < {event['observed_at']}"
+    return f"""LEFT JOIN LATERAL (SELECT CASE WHEN EXISTS (SELECT 1 FROM acknowledgement) THEN (
+    SELECT max(covering.id) FROM ({one}
+           UNION ALL{all_of_them}) covering) END AS id) agreed ON {happened}"""
 
 
+LATERAL = re.compile(r"\nLEFT JOIN LATERAL \(SELECT (.*) AS id\) agreed ON (.*)$", re.DOTALL)
 TIMES = ("last_unchanged_at", "observed_at")
 OF_AN_EVENT = {name: f"e.{name}" for name in ("org_id", "flow_id", "kind", "user_id", *TIMES)}
 OF_A_CHANGE = {
@@ -95,12 +100,11 @@ OF_A_CHANGE = {
 
 LIST_CHANGE = f"""
 SELECT c.change_set_id, s.run_id, t.org_id, t.user_id, t.expression, c.flow_id, @kind AS kind, c.old_name, c.new_name,
-       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at,{
-    acknowledged(" AND s.kind = 'delta'", **OF_A_CHANGE)
-}
+       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at,{AGREED}
 FROM workflow_change c
 JOIN change_set s ON s.id = c.change_set_id
 JOIN target t ON t.id = s.target_id
+{agreed(**OF_A_CHANGE)}
 """
 
 LAST_LISTED = """
@@ -167,12 +171,13 @@ SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cyc
              JOIN observation seen ON seen.target_id = b.id
              WHERE b.org_id = e.org_id AND b.user_id = '' AND b.expression = '' AND seen.first_at <= e.decided_at
                AND seen.last_at >= (SELECT r.started_at FROM sync_run r WHERE r.id = e.run_id)
-             ORDER BY seen.id DESC LIMIT 1) AS @flag) AS in_directory,{acknowledged(**OF_AN_EVENT)}
+             ORDER BY seen.id DESC LIMIT 1) AS @flag) AS in_directory,{AGREED}
 FROM org_event e
 LEFT JOIN run_seal s ON s.run_id = e.run_id
 LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run
                                        WHERE of_run.org_id = e.org_id AND of_run.flow_id = e.flow_id
                                          AND of_run.run_id = e.run_id)
+{agreed(**OF_AN_EVENT)}
 """
 
 # Subqueries, so that queries without these columns do not pay for them.
@@ -484,7 +489,10 @@ def upgrade() -> None:
 def spelled(select: str, dialect: str) -> str:
     for mark, spelling in SPELLED[dialect].items():
         select = select.replace(mark, spelling)
-    return select
+    lateral = LATERAL.search(select) if dialect == "sqlite" else None
+    if lateral is None:
+        return select
+    return select[: lateral.start()].replace("agreed.id", f"CASE WHEN {lateral[2]} THEN {lateral[1]} END")
 
 
 def view(name: str, row: str, select: str, dialect: str) -> None:
