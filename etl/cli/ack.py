@@ -76,16 +76,19 @@ def ack(options: Options, event_ids: Sequence[int], kind: str | None, by: str | 
         else:
             new = [_of_event(event, said) for event in _events(app, event_ids)]
         made = Store(app.engine, app.stop).acknowledge(new, utc_now())
-        events = {event.event_id: event for each in new for event in EVENTS.rows(app.engine, **_asked(each))}
+        most = None if options.json else SHOWN + 1
+        found = (event for each in new for event in EVENTS.rows(app.engine, **_asked(each), limit=most))
+        events = {event.event_id: event for event in found}
         with reading(app.engine) as connection:
+            count = EVENTS.count(connection, **_asked(new[0], WHOLE)) if len(new) == 1 else len(events)
             changes = sum(CHANGES.count(connection, **_changes(each)) for each in new)
         ids = range(made.first, made.last + 1)
         if options.json:
-            found = [event._asdict() for event in events.values()]
-            console.json({"ids": list(ids), "made_at": made.at, "events": found, "changes": changes})
+            listed = [event._asdict() for event in events.values()]
+            console.json({"ids": list(ids), "made_at": made.at, "events": listed, "changes": changes})
             return
         names = ", ".join(map(str, ids))
-        covered = f"{counted(len(events), 'event')}, and {counted(changes, 'change')} of lists"
+        covered = f"{counted(count, 'event')}, and {counted(changes, 'change')} of lists"
         console.say(f"Acknowledgement {names} covers now: {covered}.")
         how: dict[str, Any] = {"zone": options.zone, "most": SHOWN, "more": "--json lists all"}
         console.table("", EVENT_COLUMNS, event_cells(app, events.values()), None, **how)
