@@ -37,12 +37,14 @@ COMMANDING = ("\x1b]", "\x07", "\u202e", "\x9b")
 """What a terminal obeys, and nothing of ours writes."""
 HOSTILE = f"{COMMANDING[0]}0;pwned{COMMANDING[1]} {COMMANDING[2]}{COMMANDING[3]}2J"
 CALLS: Mapping[tuple[str, ...], str] = {
+    ("ack", "revoke"): "1",
     ("answer",): f"{ORG} ann",
     ("audit",): "-o bundle.zip",
     ("backup",): "copy.db",
     ("changes",): "--json",
     ("db", "copy"): "--to sqlite:///copy.db --upgrade",
     ("demo",): "--folder demo",
+    ("diff",): f"--org {ORG} now now",
     ("export",): "changes",
     ("guard", "approve"): "--all --expect any",
     ("history",): "1",
@@ -50,6 +52,7 @@ CALLS: Mapping[tuple[str, ...], str] = {
     ("notify",): "--test",
     ("prune",): "--keep 1d",
     ("report",): "-o report.html",
+    ("review",): f"--org {ORG} -o review.csv",
     ("seal", "keygen"): "key",
     ("seal", "show"): "1",
 }
@@ -85,6 +88,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         program.json("sync")
         world.set_flows(ORG, "ann", [])
         assert program("sync").returncode == 1
+        program.json("ack", "--org", ORG)
         yield program.folder
 
 

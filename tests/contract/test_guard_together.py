@@ -328,13 +328,13 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
             together.saw(target, removes[target], False)
             missing[target.org_id] += removes[target]
         for target in look.first:
-            rulings[target] = guard.ruling(*together.against(target.org_id, False))
+            rulings[target] = guard.ruling(*together.against(target, False))
             if rulings[target] == "wait":
                 undecided.append(waiting(target))
         known.add_second(look, BatchRemovals(missing, undecided=undecided))
         decided, now = known.take_decided()
         for each in decided:
-            rulings[each.fence.target] = guard.ruling(*now.against(each.fence.target.org_id, False))
+            rulings[each.fence.target] = guard.ruling(*now.against(each.fence.target, False))
     sums = {org: sum(removes[t] for t in targets if t.org_id == org) for org in "ab"}
     assert {t: rulings[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
     assert known.unsettled == 0
