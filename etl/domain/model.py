@@ -62,7 +62,7 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         if self.is_directory:
-            return f"{self.org_id}/(directory)"
+            return f"{self.org_id}/{DIRECTORY}"
         searched = f" [{self.expression}]" if self.expression else ""
         return f"{self.org_id}/{self.user_id}{searched}"
 

@@ -15,6 +15,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -73,7 +74,6 @@ class Endpoint:
     def __init__(self, settings: WebhookSettings, clock: Callable[[], dt.datetime]) -> None:
         self._settings, self._clock = settings, clock
         self._connector: Connector | None = None
-        self._watchdog = Watchdog(threading.Event())
 
     def send(self, batch: Batch) -> Refusal | None:
         """Send it once; None if it was accepted. Blocks, never raises."""
@@ -84,7 +84,7 @@ class Endpoint:
         target, login = self._address()
         headers = {"User-Agent": f"flowtrail/{__version__}", **login, **headers_of(batch, self._clock(), keys)}
         try:
-            with self._watchdog.watch(_ANSWER_SECONDS) as deadline:
+            with closing(Watchdog(threading.Event())) as watchdog, watchdog.watch(_ANSWER_SECONDS) as deadline:
                 head = connector.post(target, headers, batch.body, deadline, _CONNECT_SECONDS)
         except GatewayError as error:
             return Refusal(_CODES.get(str(error.code), "there is no connection to it, or it broke"))

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
-from sqlalchemy import BindParameter, Connection, Select, Text, bindparam, func, select, text
+from sqlalchemy import BindParameter, ColumnElement, Connection, Select, Text, bindparam, func, select, text
 
 from etl.domain.diff import by_id, diff
 from etl.domain.model import Flow
@@ -26,6 +26,11 @@ from etl.schema import UtcTime, change_set, target
 
 WHOLE_LISTS: Final = "t.expression = '' AND t.user_id <> ''"
 """Those that count in an organisation."""
+
+
+def whole_lists(org: str) -> tuple[ColumnElement[bool], ...]:
+    """The same of one organisation, for statements that SQLAlchemy writes."""
+    return target.c.org_id == org, target.c.user_id != "", target.c.expression == ""
 
 
 class Moment(NamedTuple):
@@ -114,8 +119,8 @@ def organisation_differences(org: str, compared: Comparison) -> Select[Any]:
 def _first_look(connection: Connection, org: str) -> dt.datetime | None:
     """When a whole list of the organisation was seen for the first time."""
     of_target = select(func.min(change_set.c.observed_at)).where(change_set.c.target_id == target.c.id)
-    whole = (target.c.org_id == org, target.c.expression == "", target.c.user_id != "")
-    found: dt.datetime | None = connection.execute(select(func.min(of_target.scalar_subquery())).where(*whole)).scalar()
+    of_all = select(func.min(of_target.scalar_subquery())).where(*whole_lists(org))
+    found: dt.datetime | None = connection.execute(of_all).scalar()
     return found
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
+from etl.report.difference import whole_lists
 from etl.report.listings import STATES, WORKFLOWS
 from etl.report.names import WHOLE, contains, id_contains
 from etl.report.reading import sql
@@ -95,20 +96,15 @@ def _listed_by(dialect: str, org: str, user: str, flow_id: ColumnElement[str]) -
     """Some user like that sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the lists of all
     of them."""
     like_this = id_contains(dialect, target.c.user_id, user)
-    ids = select(target.c.id).where(*_of_users(org), target.c.retired_at.is_(None), like_this)
+    ids = select(target.c.id).where(*whole_lists(org), target.c.retired_at.is_(None), like_this)
     users = ids.cte("users").prefix_with("MATERIALIZED")
     listed = select(1).where(workflow.c.target_id == users.c.id, workflow.c.flow_id == flow_id)
     return listed.limit(1).offset(0).exists()
 
 
-def _of_users(org: str) -> tuple[ColumnElement[bool], ...]:
-    """The whole lists of an organisation's users."""
-    return target.c.org_id == org, target.c.user_id != "", target.c.expression == ""
-
-
 def _lists_then(connection: Connection, org: str, user: str, at: dt.datetime) -> TextualSelect:
     like_this = id_contains(connection.dialect.name, target.c.user_id, user)
-    found = select(target.c.id).where(*_of_users(org), like_this)
+    found = select(target.c.id).where(*whole_lists(org), like_this)
     ids = list(connection.execute(found.limit(LISTS_THEN + 1)).scalars())
     if len(ids) > LISTS_THEN:
         raise TooManyLists

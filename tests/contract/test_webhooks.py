@@ -232,6 +232,18 @@ def test_batches_are_limited_in_number_and_in_size(
 
 
 @ON_SQLITE
+def test_a_sender_that_was_stopped_leaves_no_thread_behind(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    before = set(threading.enumerate())
+    history.run({EVE: [flow(1), flow(2)]})
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    for thread in (each for each in threading.enumerate() if each not in before and each.name == "gateway-watchdog"):
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+@ON_SQLITE
 def test_while_nothing_is_due_a_place_is_seldom_written(history: RunHistory, tmp_path: Path) -> None:
     """The quiet runs of a day are no reason to write; those of a week must not be read again with each look."""
     before = history.store.known_webhooks()["tickets"].place
