@@ -11,6 +11,7 @@ FlowtrailError                     exit code
 |- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
 |  `- NoTimestamp                  1   the time-stamp authority gave none; another attempt can help
 |- RunClosed                       1   the run was declared dead meanwhile, or has ended: nothing more is written for it
+|- RuleFailed                      1   a rule cannot be evaluated; its findings stay as they were
 |- ClusterError                    2   the workers of the cluster cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline (itself: EnOS
@@ -105,6 +106,10 @@ class RunClosed(FlowtrailError):
 
     def __reduce__(self) -> tuple[type[RunClosed], tuple[int]]:
         return RunClosed, (self.run_id,)
+
+
+class RuleFailed(FlowtrailError):
+    """A rule cannot be evaluated as it is written. The message is what it does: "gives more than 10,000 rows: ..."."""
 
 
 class SigningError(FlowtrailError):

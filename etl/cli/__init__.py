@@ -47,6 +47,7 @@ _COMMANDS: Final = {
     "guard": "holds.guard",
     "ack": "ack.ack",
     "seal": "proof.seal",
+    "rules": "rules.rules",
 }
 """Every command, in the order of ``--help``, and where it is in this package."""
 

@@ -20,6 +20,7 @@ from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.options import Options, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule, directories
+from etl.config.rules import signature as has_rules
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Outcome
 from etl.errors import FlowtrailError, GatewayError
@@ -76,7 +77,12 @@ def sync_now(options: Options, schedules: Sequence[str], retire: bool) -> None:
                     details=app.details(chosen),
                 )
         app.keep_heads()
-    show_report(report, options.json)
+        show_report(report, options.json)
+        if has_rules(app.settings.rules_dir):
+            from etl.cli.rules import evaluate_after_sync  # see etl/cli/application.py
+
+            with interruptible(app):
+                evaluate_after_sync(app, store)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
 

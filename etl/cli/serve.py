@@ -23,6 +23,7 @@ from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.notify import Notifications
 from etl.cli.options import Options, shared
+from etl.cli.rules import rule_book
 from etl.config import Schedule
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.log import get_logger
@@ -33,6 +34,7 @@ from etl.report.conditions import CODES, Condition
 from etl.service.maintenance import ConditionWatcher, Maintenance
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
+from etl.service.rules import RuleWatch
 from etl.service.runs import Identity, KnownSchedules, ScheduleRuns
 from etl.service.verification import TimeStamps, Verification
 from etl.store import Store
@@ -81,7 +83,9 @@ def _serve(app: Application, *, standby: bool) -> bool:
     store = app.sealing_store(applied=metrics.applied)
     notifications = Notifications(app, store)
     own = OwnConditions(app, notifications)
-    service = _replica(app, store, metrics, notifications, own)
+    rules = RuleWatch(rule_book(app, Store(app.engine, app.stop)), active=lambda: service.role == "active")
+    rules.changed = notifications.wake
+    service = _replica(app, store, metrics, notifications, own, rules)
     verification, timestamps = _verification_of(app, store, service), _timestamps_of(app, store, service)
     own.of_service = lambda: (
         service.database_condition,
@@ -105,6 +109,7 @@ def _serve(app: Application, *, standby: bool) -> bool:
         notifications.running(service),
         watcher.loop,
         verification.loop,
+        rules.loop,
         timestamps.loop if timestamps else nullcontext(),
         _maintenance(app, service),
     ):
@@ -136,12 +141,18 @@ def _supervised(service: Service) -> AbstractContextManager[object]:
 
 
 def _replica(
-    app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnConditions
+    app: Application,
+    store: Store,
+    metrics: Metrics,
+    notifications: Notifications,
+    own: OwnConditions,
+    rules: RuleWatch,
 ) -> Service:
     def finished(report: RunReport, schedule: Schedule) -> None:
         metrics.run_ended(report, schedule.name)
         own.finished(report, schedule)
         notifications.finished(report, schedule)
+        rules.loop.wake()
 
     def load() -> Sequence[Schedule]:
         schedules = config.load_schedules(app.settings)

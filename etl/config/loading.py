@@ -28,6 +28,7 @@ _PATHS: Final = (
     "retention.heads_file",
     "seal.key_file",
     "schedules_dir",
+    "rules_dir",
 )
 _WEBHOOK_PATHS: Final = ("url_file", "secret_file", "ca_bundle")
 _LARGEST_BUNDLE: Final = 64 * MIB
@@ -128,6 +129,7 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
     return Settings(
         path=values.path.absolute(),
         schedules_dir=Path(values["schedules_dir"]),
+        rules_dir=Path(values["rules_dir"]),
         coverage_gap=values["coverage_gap"],
         notify=tuple(values.section(each, shape.NotifySettings) for each in values.given["notify"]),
         webhook=tuple(values.section(each, shape.WebhookSettings) for each in values.given["webhook"]),

@@ -204,6 +204,13 @@ class SealSettings(Section, frozen=True, kw_only=True):
     timestamp_every: Duration = dt.timedelta(days=1)
 
 
+class RulesSettings(Section, frozen=True, kw_only=True):
+    """How rules are evaluated."""
+
+    timeout: Duration = dt.timedelta(seconds=10)
+    """For each."""
+
+
 class LogSettings(Section, frozen=True, kw_only=True):
     """What is logged, and how."""
 
@@ -221,14 +228,16 @@ class TopLevel(Section, frozen=True, kw_only=True):
     """The settings that stand before the first section."""
 
     schedules_dir: Text = "schedules"
+    rules_dir: Text = "rules"
     coverage_gap: Duration = dt.timedelta(hours=36)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set. ``path`` (the file) and ``schedules_dir`` are absolute."""
+    """Everything that can be set. ``path`` (the file), ``schedules_dir`` and ``rules_dir`` are absolute."""
 
     path: Path
     schedules_dir: Path
+    rules_dir: Path
     coverage_gap: dt.timedelta
     gateway: GatewaySettings
     database: DatabaseSettings
@@ -238,6 +247,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     archive: ArchiveSettings
     seal: SealSettings
     verify: VerifySettings
+    rules: RulesSettings
     log: LogSettings
     scale: ScaleSettings
     notify: tuple[NotifySettings, ...] = ()

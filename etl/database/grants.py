@@ -16,7 +16,7 @@ _HEAD: Final = "last_seal, head, sealed_at, acknowledged_at"
 """Of `trail`, what moves with each seal and each acknowledgement."""
 _LISTS: Final = (
     "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, org_flow, org_loss, org_state, "
-    "roster, roster_user, overdue_notice, condition, webhook, webhook_notice, verification, lease"
+    "roster, roster_user, overdue_notice, condition, webhook, webhook_notice, verification, rule, finding, lease"
 )
 _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 

@@ -77,6 +77,8 @@ def _sentence(who: str) -> str:
 
 _LOCKS: Final = Path("/proc/locks")
 """On Linux, one lock per line: number, kind, mode, access, process, major:minor:inode, first and last byte."""
+_PENDING_BYTE: Final = str(2**30)
+"""Of an SQLite file: who has locked it lets nobody begin to read, and waits for those who do."""
 _MOST: Final = 3
 
 
@@ -90,13 +92,26 @@ def holders(file: Path) -> str:
     return " and ".join(named[:_MOST] + more) or "another process"
 
 
+def has_waiting_writer(file: Path) -> bool:
+    """Whether a transaction waits until all that read ``file`` are done, as without WAL each one does to commit.
+
+    No process can ask SQLite whether another waits for it. Where the system does not say, nobody seems to wait.
+    """
+    return any(words[3] == "WRITE" and words[6] == _PENDING_BYTE for words in _locks(file))
+
+
 def _processes(file: Path) -> Iterator[int]:
+    return (int(words[4]) for words in _locks(file) if int(words[4]) > 0)
+
+
+def _locks(file: Path) -> Iterator[list[str]]:
+    """The lines of /proc/locks about ``file``, in words."""
     inodes = set(_inodes(file))
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in _LOCKS.read_text().splitlines():
             words = line.replace("->", " ").split()
-            if words[5].rpartition(":")[2] in inodes and int(words[4]) > 0:
-                yield int(words[4])
+            if words[5].rpartition(":")[2] in inodes:
+                yield words
 
 
 def _inodes(file: Path) -> Iterator[str]:

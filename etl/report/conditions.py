@@ -48,6 +48,7 @@ CODES: Final[dict[str, Rule]] = {
     "receiver_failing": Rule("degraded", "`flowtrail notify --test` tries each; messages are retried for a day."),
     "details_failing": Rule("notice", "They are asked for again with the next change."),
     "timestamps_failing": Rule("notice", "Check whether [seal] timestamp_url answers; no run or seal waits for it."),
+    "rule_failing": Rule("notice", "Correct its file: `flowtrail rules test FILE` tries it; its findings stay open."),
     "targets_refused": Rule("notice", "Grant the right in EnOS, or take the targets out of their schedule."),
     "targets_held": Rule("notice", "`flowtrail guard list` shows what is held, and how to approve it."),
     "directory_incomplete": Rule(

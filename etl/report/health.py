@@ -24,6 +24,7 @@ from etl.printable import counted
 from etl.report import condition_checks
 from etl.report.conditions import SUBJECTS_NAMED, Condition, conditions
 from etl.report.reading import short_transaction, sql
+from etl.report.rules import RuleState, failing_rules, states_within
 from etl.schema import TARGET_KEY, UtcTime, change_set, target
 
 REFUSED_NAMED_AT_MOST: Final = 100
@@ -65,6 +66,7 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Workflows in the lists of all targets; one that two targets see counts twice."""
     checked: condition_checks.LastCheck | None = None
     """The service's last check of the trail."""
+    rules: Sequence[RuleState] = ()
     detected: Sequence[Condition] = ()
     """What is wrong with the targets and in general."""
     began: Mapping[tuple[str, str], dt.datetime] = {}
@@ -173,15 +175,16 @@ def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     found = connection.execute(_SUMMARY, {"now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
     of_the_service, began = condition_checks.stored(connection, now)
     damage = condition_checks.damage_of(connection.engine)
-    check = condition_checks.last_check(connection)
+    check, rules = condition_checks.last_check(connection), states_within(connection)
     wrong = [
         *([damage] if damage else condition_checks.of_the_disk(connection.engine)),
         *of_the_service,
         *condition_checks.of_the_trail(check),
+        *failing_rules(rules),
         *condition_checks.of_targets(connection, found.targets - found.refused, found.held, found.held_workflows),
         *_of_the_clock(found.ahead, found.ahead_until),
     ]
-    return {**found._mapping, "detected": wrong, "began": began, "checked": check}
+    return {**found._mapping, "detected": wrong, "began": began, "checked": check, "rules": rules}
 
 
 def _of_the_clock(targets: int, until: dt.datetime | None) -> Iterator[Condition]:

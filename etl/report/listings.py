@@ -32,6 +32,7 @@ from etl.report.names import WHOLE, contains, id_contains
 from etl.report.reading import sql, stream
 from etl.report.rows import (
     Acknowledgement,
+    Finding,
     Gap,
     HeldWorkflow,
     ListChange,
@@ -380,6 +381,19 @@ UNLISTED: Final = ListView(
     _view("unlisted_workflow", UnlistedWorkflow),
     _STORY,
     {**_ORG, "flow": _id("flow_id"), "name": _text("flow_name"), "find": _text("flow_id", "flow_name")},
+)
+
+# ------------------------------------------------------------------------------------------------------------ rules
+
+FINDINGS: Final = ListView(
+    "findings",
+    Finding,
+    _view("finding", Finding),
+    ("rule", "-id"),
+    {
+        "rule": Filter("exact", lambda c, _, asked: c.rule.in_([asked] if isinstance(asked, str) else asked)),
+        "show": _one_of({"open": lambda c: c.until.is_(None), "ended": lambda c: c.until.is_not(None)}),
+    },
 )
 
 # ------------------------------------------------------------------------------------------------------------- runs

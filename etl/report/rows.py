@@ -267,6 +267,22 @@ class Gap(NamedTuple):
     changed_inside: bool
 
 
+class Finding(NamedTuple):
+    """Something that a rule found; ``key`` and ``row`` are JSON objects. ``until`` is null while it is so."""
+
+    id: int
+    rule: str
+    severity: str
+    title: str
+    key: str
+    row: str
+    since: dt.datetime
+    since_run_id: int | None
+    until: dt.datetime | None
+    until_run_id: int | None
+    ended_by: str | None
+
+
 class SyncRun(NamedTuple):
     """One run of a schedule, of the command or of an approval, without `scope` and `targets_digest`."""
 

@@ -417,6 +417,33 @@ verification: Final = table(
     required(Text, "finding"),
 )
 
+rule: Final = table(
+    "rule",
+    "A rule as it was last evaluated: after which seal, whether it failed, and what receivers know of it.",
+    primary(KEY, "rule"),
+    required(Text, "title", "severity", "text"),
+    optional(UtcTime, "evaluated_at"),
+    counts("seal_id", kind=BIG),
+    counts("took_ms"),
+    optional(UtcTime, "failing_since"),
+    optional(Text, "error"),
+    counts("told_id", kind=BIG),
+    optional(UtcTime, "broken_told_at"),
+)
+
+finding: Final = table(
+    "finding",
+    "Something that a rule found, from the evaluation that found it first until one that did not.",
+    numbered(),
+    required(KEY, "rule", "key"),
+    required(Text, "row", "severity", "title"),
+    required(UtcTime, "since"),
+    optional(BIG, "since_run_id"),
+    optional(UtcTime, "until"),
+    optional(BIG, "until_run_id"),
+    optional(Text, "ended_by"),
+)
+
 lease: Final = table(
     "lease",
     "Which replica is active, by the database's clock.",

@@ -204,6 +204,9 @@ class _ScrapeCollector(Collector):
         yield _gauge("condition", "1 for a problem that concerns no single target.", ("code",), conditions)
         yield from _of_webhooks(status_now.webhooks)
         yield from _of_snapshot(status_now.snapshot)
+        known = status_now.snapshot.rules if status_now.snapshot else ()
+        rules: _Samples = {(each.rule, each.severity): each.open for each in known}
+        yield _gauge("rule_findings", "What a rule has found that is still so.", ("rule", "severity"), rules)
         yield from _of_schedules(status_now.snapshot, self._label)
 
 

@@ -24,6 +24,7 @@ from etl.store import (
     answers,
     commit,
     fences,
+    findings,
     lease,
     membership,
     notifications,
@@ -115,6 +116,14 @@ class Store(Transactions):
     release_lease = writes(lease.release_lease)
     verified = reads(lease.verified)
     keep_verified = writes(lease.keep_verified)
+
+    known_rules = reads(findings.known_rules)
+    last_seal_id = reads(findings.last_seal_id)
+    something_written_since = reads(findings.something_written_since)
+    open_findings = reads(findings.open_findings)
+    write_evaluation = writes(findings.write_evaluation)
+    note_unchanged = writes(findings.note_unchanged)
+    remove_rules = writes(findings.remove_rules)
 
     unnotified_runs = reads(notifications.unnotified_runs)
     mark_notified = writes(notifications.mark_notified)

@@ -582,6 +582,7 @@ def org_event() -> None:
     )
     index("org_event", "org_id", "flow_id")
     index("org_event", "org_id", "observed_at")
+    index("org_event", "observed_at")
     index("org_event", "run_id")
 
 
@@ -788,6 +789,56 @@ def verification() -> None:
     )
 
 
+def rule() -> None:
+    create(
+        "rule",
+        key("rule"),
+        text("title"),
+        text("severity"),
+        text("text"),
+        time("evaluated_at", null=True),
+        *counts("seal_id", big=True),
+        *counts("took_ms"),
+        time("failing_since", null=True),
+        text("error", null=True),
+        *counts("told_id", big=True),
+        time("broken_told_at", null=True),
+        primary("rule", "rule"),
+        checks={
+            "severity": one_of("severity", "info", "warning", "error"),
+            "counts": none_negative("seal_id", "took_ms", "told_id"),
+            "failing": "(failing_since IS NULL) = (error IS NULL)",
+        },
+        comment="A rule as it was last evaluated: after which seal, whether it failed, and what receivers know of it.",
+    )
+
+
+def finding() -> None:
+    create(
+        "finding",
+        identity(),
+        key("rule"),
+        key("key"),
+        text("row"),
+        text("severity"),
+        text("title"),
+        time("since"),
+        number("since_run_id", null=True),
+        time("until", null=True),
+        number("until_run_id", null=True),
+        text("ended_by", null=True),
+        primary("finding", "id"),
+        checks={
+            "severity": one_of("severity", "info", "warning", "error"),
+            "end": "(until IS NULL) = (ended_by IS NULL) AND (until IS NULL OR since <= until)",
+            "ended_by": one_of("ended_by", "mended", "rule_changed", "rule_removed"),
+        },
+        comment="Something that a rule found, from the evaluation that found it first until one that did not.",
+    )
+    index("finding", "rule", "key", name="uq_finding_open", where="until IS NULL", unique=True)
+    index("finding", "rule", "id")
+
+
 def lease() -> None:
     create(
         "lease",
@@ -866,7 +917,7 @@ def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
     history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail, answer)
     story = (org_event, org_flow, org_loss, org_state, org_step, acknowledgement)
-    notes = (overdue_notice, condition, webhook, webhook_notice, verification, lease)
+    notes = (overdue_notice, condition, webhook, webhook_notice, verification, rule, finding, lease)
     for make in (*tables, *history, org_turnover, *story, roster, roster_user, *notes):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()

@@ -43,8 +43,9 @@ def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[tuple[str, str]
 
 
 def queries() -> list[tuple[str, str]]:
-    """All but those of notify.md, which also write: tests/acceptance/test_notify_recipe.py follows them."""
-    return [block for block in blocks("sql") if not block[0].startswith("notify.md")]
+    """All but those of notify.md, which also write (tests/acceptance/test_notify_recipe.py follows them), and the rules
+    of rules.md (tests/contract/test_rules.py)."""
+    return [block for block in blocks("sql") if not block[0].startswith(("notify.md", "rules.md"))]
 
 
 @pytest.mark.parametrize(("place", "sql"), [pytest.param(*block, id=block[0]) for block in queries()])
@@ -71,7 +72,7 @@ def test_every_column_and_class_of_the_glossary_exists(engine: Engine) -> None:
 def commands() -> set[str]:
     """Every `flowtrail ...` that a page names, without its arguments."""
     named = re.findall(r"flowtrail((?: [a-z][a-z-]*)+)", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))
-    known = {"db", "guard", "seal", "targets"}
+    known = {"db", "guard", "seal", "targets", "rules"}
     words = (name.split() for name in named)
     return {" ".join(w[:2] if w[0] in known and len(w) > 1 else w[:1]) for w in words if w}
 
@@ -85,7 +86,7 @@ def test_every_command_that_a_page_names_exists(command: str) -> None:
 def test_every_setting_is_explained(page: Path) -> None:
     content = page.read_text(encoding="utf-8")
     names = {name for section in SECTIONS.values() for name in section.__struct_fields__} - {"secret_key"}
-    names |= {"schedules_dir", "coverage_gap"}
+    names |= {"schedules_dir", "rules_dir", "coverage_gap"}
     assert {name for name in names if not re.search(rf"\b{name}\b", content)} == set()
     assert not re.search(r"^\|.*\|  \|$", content, re.MULTILINE), "a setting without its meaning"
 

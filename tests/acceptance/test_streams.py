@@ -53,6 +53,7 @@ CALLS: Mapping[tuple[str, ...], str] = {
     ("prune",): "--keep 1d",
     ("report",): "-o report.html",
     ("review",): f"--org {ORG} -o review.csv",
+    ("rules", "test"): "rules/daily.sql",
     ("seal", "keygen"): "key",
     ("seal", "show"): "1",
 }
@@ -85,6 +86,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         told = f'[[notify]]\nurls = ["json://127.0.0.1:{receiver.port}"]\n'
         program.configure(rest=f'{told}[archive]\nanswers = "changed"\n[seal]\ntimestamp_url = "http://127.0.0.1:9"')
         program.schedule("plants", [(ORG, ["ann", "bob"])])
+        (program.folder / "rules").mkdir()
+        rule = "-- title: Daily\nSELECT * FROM org_workflow WHERE cycle <> 'D'"
+        (program.folder / "rules" / "daily.sql").write_text(rule)
         program.json("sync")
         world.set_flows(ORG, "ann", [])
         assert program("sync").returncode == 1

@@ -115,7 +115,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
 
 EMPTY = {
     *("answer", "roster", "roster_user", "overdue_notice", "condition", "verification", "lease"),
-    *("organisation", "org_turnover", "org_loss", "webhook", "webhook_notice"),
+    *("organisation", "org_turnover", "org_loss", "webhook", "webhook_notice", "rule", "finding"),
 }
 """This trail has no rows of these. `answer` has tests of its own; of the others nothing is protected."""
 

@@ -111,6 +111,7 @@ _ABOUT: dict[str, str] = {
     "archive": "Why one may want them: [verify](verify.md#keep-the-answers).",
     "seal": "[Sign the seals](verify.md#sign-the-seals), [have them stamped](verify.md#have-the-seals-stamped).",
     "verify": "What is checked: [verify](verify.md).",
+    "rules": "How they are written: [rules](rules.md).",
     "log": "Its events: [monitoring](monitoring.md).",
     "scale": "Several machines: [scale](scale.md).",
 }
