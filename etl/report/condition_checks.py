@@ -96,9 +96,10 @@ def _directories(connection: Connection) -> Iterator[Condition]:
     for org, rows in groupby(lacking, key=itemgetter(0)):
         flows = list(rows)
         named = [f"{row.flow_id} (of {row.seen_by})" for row in flows[:SUBJECTS_NAMED]]
-        users_list = "workflow that users list" if len(flows) == 1 else "workflows that users list"
-        summary = f"The directory of {org} lacks {len(flows)} {users_list}, such as {', '.join(named)}"
-        yield Condition("directory_incomplete", summary, org, min(row.since for row in flows), len(flows), named)
+        number = flows[0].number
+        users_list = "workflow that users list" if number == 1 else "workflows that users list"
+        summary = f"The directory of {org} lacks {number} {users_list}, such as {', '.join(named)}"
+        yield Condition("directory_incomplete", summary, org, min(row.since for row in flows), number, named)
 
 
 def _failing(connection: Connection, asked: int) -> Iterator[Condition]:

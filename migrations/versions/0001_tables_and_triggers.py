@@ -237,6 +237,8 @@ def workflow_change() -> None:
         postgresql_partition_by="RANGE (change_set_id)",
     )
     index("workflow_change", "flow_id", "change_set_id")
+    of_directory = "old_cycle IS NULL AND new_cycle IS NULL"  # it says none, users have one
+    index("workflow_change", "flow_id", "change_set_id", name="ix_workflow_change_directory", where=of_directory)
 
 
 def observation() -> None:

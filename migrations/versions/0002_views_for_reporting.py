@@ -153,7 +153,8 @@ FROM ({STATES.format(**AWAY)}
 WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coalesce(l.next_at, '9999-12-31')
 """
 
-# The end of each run writes the events and states of organisations into tables (docs/organisation.md).
+# The end of each run writes the events and states of organisations into tables (docs/organisation.md). Changes without
+# a cycle are a directory's, and have an index of their own: users may have thousands of the same workflow.
 ORG_WORKFLOW_EVENT = f"""
 SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
        e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after,
@@ -162,16 +163,21 @@ SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cyc
         WHERE p.id = (SELECT max(earlier.id) FROM workflow_detail earlier
                       WHERE earlier.org_id = d.org_id AND earlier.flow_id = d.flow_id AND earlier.id < d.id)
        ) AS old_freq, d.freq AS new_freq, d.enos_timezone,
-       CAST((SELECT coalesce((SELECT CASE c.kind WHEN 'removed' THEN 0 ELSE 1 END
-                              FROM change_set v
-                              JOIN workflow_change c ON c.change_set_id = v.id AND c.flow_id = e.flow_id
-                              WHERE v.target_id = seen.target_id AND v.version <= seen.version
-                              ORDER BY v.version DESC LIMIT 1), 0)
+       CAST((SELECT CASE WHEN EXISTS (SELECT 1 FROM observation seen
+                                      WHERE seen.target_id = v.target_id AND seen.version = v.version
+                                        AND seen.first_at <= e.decided_at
+                                        AND seen.last_at >= (SELECT r.started_at FROM sync_run r WHERE r.id = e.run_id))
+                         THEN coalesce((SELECT CASE c.kind WHEN 'removed' THEN 0 ELSE 1 END
+                                        FROM workflow_change c
+                                        WHERE c.flow_id = e.flow_id AND c.old_cycle IS NULL AND c.new_cycle IS NULL
+                                          AND v.target_id = (SELECT s.target_id FROM change_set s
+                                                             WHERE s.id = c.change_set_id AND s.version <= v.version)
+                                        ORDER BY c.change_set_id DESC LIMIT 1), 0) END
              FROM target b
-             JOIN observation seen ON seen.target_id = b.id
-             WHERE b.org_id = e.org_id AND b.user_id = '' AND b.expression = '' AND seen.first_at <= e.decided_at
-               AND seen.last_at >= (SELECT r.started_at FROM sync_run r WHERE r.id = e.run_id)
-             ORDER BY seen.id DESC LIMIT 1) AS @flag) AS in_directory,{AGREED}
+             JOIN change_set v ON v.id = (SELECT s.id FROM change_set s
+                                          WHERE s.target_id = b.id AND s.observed_at <= e.decided_at
+                                          ORDER BY s.observed_at DESC LIMIT 1)
+             WHERE b.org_id = e.org_id AND b.user_id = '' AND b.expression = '') AS @flag) AS in_directory,{AGREED}
 FROM org_event e
 LEFT JOIN run_seal s ON s.run_id = e.run_id
 LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from etl.cli.lists import what_happened
+from etl.database import reading
 from etl.domain.model import Flow, Target
 from etl.report import health
+from etl.report.conditions import Condition
 from etl.report.listings import CHANGES, EVENTS, UNLISTED
 from etl.web.labels import target_path, workflow_path
 from etl.web.server import HttpServer
 from tests.support.browser import get, rows, site
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, RunHistory
+from tests.support.trails import ANN as HOUSE_ANN
+from tests.support.trails import BEN as HOUSE_BEN
+from tests.support.trails import House
 
 DIRECTORY = Target("o1", "")
 KINDS = ("disappeared", "removed")
@@ -79,8 +85,7 @@ def test_the_terminal_says_the_same(history: RunHistory) -> None:
 
 def test_a_directory_that_lacks_what_a_user_lists_twice_is_no_complete_witness(history: RunHistory) -> None:
     def said() -> list[str]:
-        found = health.read(history.engine, [], dt.datetime.now(dt.UTC)).conditions()
-        return [each.summary for each in found if each.code == "directory_incomplete"]
+        return [each.summary for each in conditions_of(history.engine) if each.code == "directory_incomplete"]
 
     told = []
     for numbers, listed in (((9,), (1,)), ((9,), (1,)), ((9,), (1, 4)), ((9,), (1, 4)), ((1, 4), (1, 4))):
@@ -93,6 +98,70 @@ def test_a_directory_that_lacks_what_a_user_lists_twice_is_no_complete_witness(h
         ["2 workflows that users list, such as 1 (of ann), 4 (of ann)"],
         [],
     ]
+
+
+def test_of_what_a_directory_lacks_all_is_counted_and_what_most_users_list_is_named(engine: Engine) -> None:
+    history = RunHistory(engine)
+    lists = {ANN: [flow(each) for each in range(1, 31)], BOB: [flow(each) for each in range(20, 25)]}
+    for _ in range(2):
+        history.run({**lists, DIRECTORY: in_directory(1, 2)})
+    (said,) = (each for each in conditions_of(engine) if each.code == "directory_incomplete")
+    assert (
+        said.summary
+        == "The directory of o1 lacks 28 workflows that users list, such as 20 (of ann), 21 (of ann), 22 (of ann)"
+    )
+    assert said.subjects == 28
+
+
+def test_a_user_who_is_not_heard_proves_no_directory_incomplete(engine: Engine) -> None:
+    """It may have been deleted since."""
+    history = RunHistory(engine)
+    history.run({ANN: [flow(1)], BOB: [flow(2)], DIRECTORY: in_directory(1, 2)})
+    for _ in range(3):
+        history.run({ANN: [flow(1)], BOB: "62101", DIRECTORY: in_directory(1)})
+    assert "directory_incomplete" not in {each.code for each in conditions_of(engine)}
+
+
+def conditions_of(engine: Engine) -> list[Condition]:
+    return health.read(engine, [], dt.datetime.now(dt.UTC)).conditions()
+
+
+def test_what_the_directory_said_of_an_event_is_looked_up_by_the_workflow(history: RunHistory) -> None:
+    """Not version by version: a directory may have a new one each hour for years."""
+    with reading(history.engine) as connection:
+        if history.engine.dialect.name == "sqlite":
+            asked = "EXPLAIN QUERY PLAN SELECT in_directory FROM org_workflow_event"
+            plan = [row[-1] for row in connection.exec_driver_sql(asked)]
+            assert "SEARCH c USING INDEX ix_workflow_change_directory (flow_id=?)" in plan
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            plan = [
+                row[0].strip()
+                for row in connection.exec_driver_sql("EXPLAIN SELECT in_directory FROM org_workflow_event")
+            ]
+            assert "Index Cond: (flow_id = e.flow_id)" in plan
+
+
+def test_targets_without_a_directory_take_no_statement_more_where_others_have_one(engine: Engine) -> None:
+    """In a quiet run, and in a look at the health after it."""
+    house, directory = House(engine), Target("o9", "")
+    house.upstream.lists[directory] = in_directory(*range(1, 7))
+    lists = {"plants": [HOUSE_ANN, HOUSE_BEN], "wind": [Target("o9", "eve")]}
+    house.upstream.lists[lists["wind"][0]] = [flow(1)]
+
+    def sent() -> Counter[str]:
+        statements: list[str] = []
+        event.listen(engine, "before_cursor_execute", listen := lambda *given: statements.append(given[2]))
+        house.serve(lists, org=HOUSE_ANN.org_id)
+        health.read(engine, [], dt.datetime.now(dt.UTC))
+        event.remove(engine, "before_cursor_execute", listen)
+        return Counter(statements)
+
+    house.serve(lists)
+    alone = sent()
+    lists["wind"].append(directory)
+    house.serve(lists, asked_as={"o9": "eve"})
+    assert sent() == alone
 
 
 def test_the_page_shows_the_directory_as_a_target_and_what_no_user_sees(server: HttpServer) -> None:
