@@ -69,8 +69,9 @@ def check_rules(options: Options, names: Sequence[str], strict: bool) -> None:
     with options.application() as app:
         app.ready(upgrade=False)
         _require_names(app, read_rules(app.settings.rules_dir), names)
-        book = rule_book(app, Store(app.engine, app.stop))
-        book.round(names, only_due=False)
+        store = Store(app.engine, app.stop)
+        with app.telling_webhooks(store):
+            rule_book(app, store).round(names, only_due=False)
         chosen = [each for each in rule_states(app.engine) if not names or each.rule in names]
         found = list(FINDINGS.rows(app.engine, rule=names, show="open", limit=options.one_more()))
     if options.json:

@@ -61,28 +61,28 @@ def sync_now(options: Options, schedules: Sequence[str], retire: bool) -> None:
             if not (schedules or options.org or options.user):
                 app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
-            with (
-                app.telling_webhooks(store),
-                interruptible(app),
-                console.progress("fetching", len(targets), hidden=options.json) as arrived,
-            ):
-                report = app.run(
-                    "command",
-                    targets,
-                    chosen,
-                    org_id=options.org,
-                    user_id=options.user,
-                    context=app.run_context(store, arrived),
-                    remote=app.cluster,
-                    details=app.details(chosen),
-                )
-        app.keep_heads()
-        show_report(report, options.json)
-        if has_rules(app.settings.rules_dir):
-            from etl.cli.rules import evaluate_after_sync  # see etl/cli/application.py
+            with app.telling_webhooks(store):
+                with (
+                    interruptible(app),
+                    console.progress("fetching", len(targets), hidden=options.json) as arrived,
+                ):
+                    report = app.run(
+                        "command",
+                        targets,
+                        chosen,
+                        org_id=options.org,
+                        user_id=options.user,
+                        context=app.run_context(store, arrived),
+                        remote=app.cluster,
+                        details=app.details(chosen),
+                    )
+                app.keep_heads()
+                show_report(report, options.json)
+                if has_rules(app.settings.rules_dir):
+                    from etl.cli.rules import evaluate_after_sync  # see etl/cli/application.py
 
-            with interruptible(app):
-                evaluate_after_sync(app, store)
+                    with interruptible(app):
+                        evaluate_after_sync(app, store)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
 

@@ -21,7 +21,7 @@ from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS, ORGANISATION_KINDS, TARGE
 USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
 KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TARGET_ISSUE_KINDS, *ORGANISATION_KINDS)))
 """Every kind of notification, first those that receivers get by default."""
-WEBHOOK_KINDS: Final = (*EVENT_KINDS, "condition")
+WEBHOOK_KINDS: Final = (*EVENT_KINDS, "condition", "finding")
 """What a webhook can be sent: events of organisations, and what else begins and ends."""
 _LISTEN: Final = re.compile(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _RECEIVER: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")

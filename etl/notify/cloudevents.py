@@ -28,7 +28,9 @@ _MOST_BYTES: Final = 64 * 1024
 CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 _NOWHERE: Final = "00000000-0000-0000-0000-000000000000"
 """The source of a test, which belongs to no trail."""
-KINDS: Final[Mapping[str, Sequence[str]]] = {"condition": ("condition.began", "condition.ended")}
+KINDS: Final[Mapping[str, Sequence[str]]] = {
+    each: (f"{each}.began", f"{each}.ended") for each in ("condition", "finding")
+}
 """The kinds of notices behind a kind that a webhook asks for."""
 
 
@@ -50,9 +52,10 @@ def event_of(row: OrgWorkflowEvent, source: str) -> dict[str, Any]:
 def event_of_notice(notice: Notice, source: str) -> dict[str, Any]:
     """The beginning or the end of something that is not in the trail."""
     data = msgspec.json.decode(notice.data)
-    rule = CODES.get(data["code"])
-    data["severity"] = rule and rule.severity
-    data["remedy"] = data["remedy"] or (rule.remedy if rule else "")
+    if notice.kind.startswith("condition."):
+        known = CODES.get(data["code"])
+        data["severity"] = known and known.severity
+        data["remedy"] = data["remedy"] or (known.remedy if known else "")
     identity = f"notice-{notice.id}-{microseconds(notice.at)}"
     return _event(source, identity, notice.kind, notice.at, quote(notice.subject, safe=""), data)
 

@@ -8,14 +8,16 @@ be older. So a process that is killed, or lost its lease, leaves what it had fou
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, case, delete, exists, func, or_, select, update
 
-from etl.domain.rules import EndedBy, compared
+from etl.domain.rules import EndedBy, as_object, compared
 from etl.schema import finding, org_event, rule, run_seal, sync_run
+from etl.store import webhooks
 from etl.store.bulk import execute_many, insert_into, insert_rows
+from etl.store.webhooks import NewNotice
 
 _COLUMNS: Final = ("rule", "key", "row", "severity", "title", "since", "since_run_id")
 LAST_RUN: Final = "SELECT run_id FROM run_seal ORDER BY id DESC LIMIT 1"
@@ -106,11 +108,14 @@ def write_evaluation(connection: Connection, made: Evaluation) -> Written | None
         connection, of_mine.where(finding.c.key == bindparam("its_key")).values(row=bindparam("its_row")), updated
     )
     ended_by: EndedBy = "mended" if known.text == made.text else "rule_changed"
-    end = of_mine.where(finding.c.key == bindparam("its_key")).values(_end(made.at, made.run_id, ended_by))
+    ending = _Ending(made.at, made.run_id, ended_by)
+    notices = list(_notices(connection, made.rule, changes.begun, changes.ended, ending))
+    end = of_mine.where(finding.c.key == bindparam("its_key")).values(_end(ending))
     execute_many(connection, end, [{"its_key": key} for key in changes.ended])
     if (known.title, known.severity) != (made.title, made.severity):
         connection.execute(of_mine.values(title=made.title, severity=made.severity))
     _update(connection, made, failing_since=None, error=None)
+    webhooks.note(connection, notices, made.at)
     return Written(len(new), len(changes.ended))
 
 
@@ -129,10 +134,41 @@ def _update(connection: Connection, made: Evaluation, **more: Any) -> None:
     connection.execute(update(rule).where(rule.c.rule == made.rule).values(**said, **more))
 
 
-def _end(at: dt.datetime, run_id: int | None, ended_by: EndedBy) -> dict[str, Any]:
+class _Ending(NamedTuple):
+    """What ends findings, and when."""
+
+    until: dt.datetime
+    until_run_id: int | None
+    ended_by: EndedBy
+
+
+def _end(ending: _Ending) -> dict[str, Any]:
     """What ends a finding; where a clock went back, as soon as it had begun."""
-    not_before = case((finding.c.since > at, finding.c.since), else_=at)
-    return {"until": not_before, "until_run_id": run_id, "ended_by": ended_by}
+    not_before = case((finding.c.since > ending.until, finding.c.since), else_=ending.until)
+    return {**ending._asdict(), "until": not_before}
+
+
+def _notices(
+    connection: Connection, name: str, begun: Collection[str], ended: Collection[str], ending: _Ending
+) -> Iterator[NewNotice]:
+    """What webhooks are told of the findings with these keys, which are open still: first of those that began."""
+    if not (begun or ended) or not webhooks.has_webhooks(connection):
+        return
+    mine = select(finding).where(finding.c.rule == name, finding.c.until.is_(None)).order_by(finding.c.id)
+    rows = [row._asdict() for row in connection.execute(mine)]
+    new, gone = set(begun), set(ended)
+    yield from (_notice("finding.began", row, row["since"]) for row in rows if row["key"] in new)
+    for row in rows:
+        if row["key"] in gone:
+            until = max(row["since"], ending.until)
+            yield _notice("finding.ended", {**row, **ending._asdict(), "until": until}, until)
+
+
+def _notice(kind: str, row: Mapping[str, Any], at: dt.datetime) -> NewNotice:
+    found = as_object(row["row"])
+    org_id = found.get("org_id")
+    data = {**row, "key": as_object(row["key"]), "row": found}
+    return NewNotice(kind, at, row["rule"], data, org_id if isinstance(org_id, str) else None)
 
 
 def note_unchanged(connection: Connection, evaluations: Sequence[Evaluation]) -> None:
@@ -157,8 +193,11 @@ def remove_rules(connection: Connection, kept: Collection[str], now: dt.datetime
     """Forget the rules that have no file any more, and end what they had found; return their names."""
     gone = sorted(set(connection.execute(select(rule.c.rule).with_for_update()).scalars()) - set(kept))
     run_id = connection.execute(select(run_seal.c.run_id).order_by(run_seal.c.id.desc()).limit(1)).scalar()
+    ending, notices = _Ending(now, run_id, "rule_removed"), list[NewNotice]()
     for name in gone:
+        notices += _notices(connection, name, (), open_findings(connection, name), ending)
         mine = update(finding).where(finding.c.rule == name, finding.c.until.is_(None))
-        connection.execute(mine.values(_end(now, run_id, "rule_removed")))
+        connection.execute(mine.values(_end(ending)))
         connection.execute(delete(rule).where(rule.c.rule == name))
+    webhooks.note(connection, notices, now)
     return gone

@@ -15,16 +15,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, exists, func, or_, select, update
 
 from etl.schema import org_event, run_seal, trail, webhook, webhook_notice
 from etl.store import seals
-from etl.store.bulk import insert_into
+from etl.store.bulk import insert_into, insert_rows
 
+_NOTICE: Final = ("kind", "at", "subject", "org_id", "data", "id", "after_seal")
 _SEALS_AT_ONCE: Final = 200
 """How many seals a statement looks behind, so that it reads and sorts a limited number of events."""
 _KEPT: Final = dt.timedelta(days=400)
-"""A webhook that is away for longer is not told of conditions from before; events stay in the trail."""
+"""A webhook that is away for longer is not told of conditions and findings from before; events stay in the trail."""
 
 
 class Place(NamedTuple):
@@ -97,22 +98,20 @@ def begin_webhooks(connection: Connection, names: Collection[str], now: dt.datet
     connection.execute(insert_into(connection, webhook).on_conflict_do_nothing(), rows)
 
 
+def has_webhooks(connection: Connection) -> bool:
+    """Whether anything is to be kept for webhooks."""
+    return bool(connection.execute(select(exists().where(webhook.c.name.is_not(None)))).scalar())
+
+
 def note(connection: Connection, found: Sequence[NewNotice], now: dt.datetime) -> None:
     """Keep for webhooks what began or ended; nothing is kept while there are none. Call it last in a transaction: it
-    locks the head of the trail."""
-    if not found or not connection.execute(select(exists().where(webhook.c.name.is_not(None)))).scalar():
+    locks the head of the trail, for which runs wait that are sealed meanwhile."""
+    if not found or not has_webhooks(connection):
         return
+    kept = [(e.kind, e.at, e.subject, e.org_id, msgspec.json.encode(e.data).decode()) for e in found]
     after_seal, last = seals.locked_head(connection, now).last_seal, _last_notice(connection)
-    rows = [
-        {
-            **each._asdict(),
-            "id": number,
-            "after_seal": after_seal,
-            "data": msgspec.json.encode(each.data).decode(),
-        }
-        for number, each in enumerate(found, last + 1)
-    ]
-    connection.execute(insert(webhook_notice), rows)
+    rows = ((*each, number, after_seal) for number, each in enumerate(kept, last + 1))
+    insert_rows(connection, webhook_notice, _NOTICE, rows)
 
 
 def _last_notice(connection: Connection) -> int:

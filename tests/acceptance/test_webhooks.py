@@ -170,3 +170,20 @@ def test_the_code_for_receivers_accepts_what_is_sent_and_nothing_else(
     old = {**request.headers, "webhook-timestamp": "1600000000"}
     with pytest.raises(ValueError, match="not ours"):
         events_of(old, request.body, SECRET)
+
+
+def test_sync_and_rules_check_tell_what_rules_find(flowtrail: Program, receiver: WebhookReceiver) -> None:
+    flowtrail.configure(rest=of(receiver, 'on = ["finding"]'))
+    (flowtrail.folder / "rules").mkdir()
+    rule = flowtrail.folder / "rules" / "daily.sql"
+    rule.write_text("-- title: it is daily\n-- key: org_id, flow_id\nSELECT org_id, flow_id FROM org_workflow LIMIT 1")
+    assert here(flowtrail, "sync").exit_code == 0
+    assert [(each["type"], each["data"]["row"]) for each in receiver.accepted] == [
+        ("flowtrail.finding.began", {"org_id": ORG, "flow_id": "1"})
+    ]
+    listed = json.loads(here(flowtrail, "rules", "list", "daily", "--json").stdout)
+    assert listed == [receiver.accepted[0]["data"]]
+    rule.unlink()
+    assert here(flowtrail, "rules", "check").exit_code == 0
+    assert [each["data"]["ended_by"] for each in receiver.accepted] == [None, "rule_removed"]
+    assert receiver.wrong == []

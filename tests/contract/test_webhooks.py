@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from etl.config import Secret, WebhookSettings
 from etl.database import reading, writing
+from etl.domain.rules import as_json
 from etl.notify import WebhookSender, flush
 from etl.notify.cloudevents import Batch, headers_of
+from etl.report.listings import FINDINGS
 from etl.store import webhooks
+from etl.store.findings import Evaluation
 from etl.store.notifications import OpenCondition
 from etl.store.webhooks import NewNotice
 from tests.support.builders import flow
@@ -121,6 +124,123 @@ def test_conditions_come_between_the_runs_that_they_came_between(
     assert [each.rpartition(" ")[0] for each in shown(receiver.accepted)] == [
         "condition.began", "appeared o2/2", "condition.ended", "disappeared o2/2",
     ]  # fmt: skip
+
+
+class Rule:
+    """What a rule finds, as its evaluations say it; each is an hour after the one before."""
+
+    def __init__(self, history: RunHistory, name: str = "daily") -> None:
+        self._store, self._name, self._after = history.store, name, None
+        self.at = now().replace(microsecond=0)
+
+    def finds(self, *rows: dict[str, Any], text: str = "SELECT 1", key: str = "n") -> None:
+        self.at += dt.timedelta(hours=1)
+        found = {as_json({key: row[key]}): as_json(row) for row in rows}
+        made = Evaluation(self._name, "It is so", "error", text, self._after, self.at, 1, 3, 1, found)
+        assert self._store.write_evaluation(made) is not None
+        self._after = self.at
+
+
+def test_a_finding_is_an_event_when_it_begins_and_one_when_it_ends(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    rule = Rule(history)
+    rule.finds({"n": 1, "org_id": "o1", "users": 1}, {"n": 2.5, "org_id": "o1", "users": None})
+    began = rule.at
+    history.run({EVE: [flow(1), flow(2)]})
+    rule.finds({"n": 1, "org_id": "o1", "users": 7}, {"n": 2.5, "org_id": "o1", "users": None})
+    rule.finds({"n": 1, "org_id": "o1", "users": 8}, {"n": 3, "org_id": "o1"})
+    mended = rule.at
+    rule.finds({"n": 3, "org_id": "o1"}, text="SELECT 2")
+    history.store.remove_rules([], now())
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    got = [each for each in receiver.accepted if each["type"].startswith("flowtrail.finding.")]
+    assert [(e["type"].rpartition(".")[2], e["data"]["row"]["n"], e["data"]["ended_by"]) for e in got] == [
+        ("began", 1, None), ("began", 2.5, None), ("began", 3, None), ("ended", 2.5, "mended"),
+        ("ended", 1, "rule_changed"), ("ended", 3, "rule_removed"),
+    ]  # fmt: skip
+    assert [each["type"].split(".")[1] for each in receiver.accepted] == [
+        *("finding", "finding", "workflow"), *["finding"] * 4,
+    ]  # fmt: skip
+    first, second, _, second_ended, first_ended, _ = got
+    assert (first["subject"], first["data"]["key"]) == ("daily", {"n": 1})
+    assert (first_ended["data"]["id"], first_ended["data"]["row"]["users"]) == (first["data"]["id"], 8)
+    assert second_ended["data"] == {
+        **second["data"], "until": mended.isoformat().replace("+00:00", "Z"), "until_run_id": 1, "ended_by": "mended",
+    }  # fmt: skip
+    assert [dt.datetime.fromisoformat(e["time"]) for e in (first, second_ended)] == [began, mended]
+    assert len({each["id"] for each in got}) == 6
+    told = {e["data"]["id"]: dt.datetime.fromisoformat(e["data"]["until"]) for e in got if e["data"]["until"]}
+    assert {row.id: row.until for row in FINDINGS.rows(history.engine)} == told
+
+
+def test_a_finding_and_what_webhooks_are_told_of_it_are_written_together_or_not_at_all(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    rule = Rule(history)
+    rule.finds({"n": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(webhooks, "insert_rows", killed)
+        with pytest.raises(Killed):
+            rule.finds({"n": 2})
+        with pytest.raises(Killed):
+            history.store.remove_rules([], now())
+    rule.finds({"n": 2})
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert [(each["type"].rpartition(".")[2], each["data"]["row"]["n"]) for each in receiver.accepted] == [
+        ("began", 1), ("began", 2), ("ended", 1),
+    ]  # fmt: skip
+
+
+ROWS: dict[str, tuple[dict[str, Any], bool]] = {
+    "of the organisation": ({"n": 1, "org_id": "o1"}, True),
+    "of another": ({"n": 1, "org_id": "o2"}, False),
+    "without the column": ({"n": 1}, False),
+    "of nobody": ({"n": 1, "org_id": None}, False),
+    "a number": ({"n": 1, "org_id": 1}, False),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_webhook_with_orgs_gets_findings_whose_row_names_one_of_them(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path, row: str
+) -> None:
+    """One without ``orgs`` gets each; one that asks for something else gets none."""
+    found, is_ours = ROWS[row]
+    rule = Rule(history)
+    for name in ("all", "other"):
+        history.store.begin_webhooks([name], now())
+    rule.finds(found)
+    rule.finds()
+    with WebhookReceiver() as everyone, WebhookReceiver() as other:
+        senders = [
+            sender(history, tmp_path, receiver.url, orgs=("o1", "1"), on=("finding",)),
+            sender(history, tmp_path, everyone.url, name="all"),
+            sender(history, tmp_path, other.url, name="other", on=("disappeared", "condition")),
+        ]
+        assert flush(senders, PATIENCE_SECONDS) == []
+        both = ["flowtrail.finding.began", "flowtrail.finding.ended"]
+        assert [[each["type"] for each in one.accepted] for one in (receiver, everyone, other)] == [
+            both if is_ours else [], both, [],
+        ]  # fmt: skip
+
+
+def test_a_finding_costs_nothing_more_while_there_is_no_webhook(engine: Engine) -> None:
+    """Only the question whether there is one; an evaluation that changes nothing does not even ask it."""
+    history = RunHistory(engine)
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+    rule = Rule(history)
+    rule.finds({"n": 1})
+    rule.finds({"n": 1}, text="SELECT 2")
+    assert [each for each in asked if "webhook" in each][1:] == []
+    assert all("webhook_notice" not in each for each in asked)
 
 
 def test_a_run_that_is_sealed_after_one_that_began_later_is_not_lost(
