@@ -61,6 +61,8 @@ def service(flowtrail: Program) -> Iterator[Running]:
     """One service for all of these tests."""
     (flowtrail.folder / "secret").write_text(f"whsec_{'A' * 32}")
     webhook = 'name = "tickets"\nurl = "http://127.0.0.1:9/"\nsecret_file = "secret"\non = ["disappeared"]'
+    (flowtrail.folder / "rules").mkdir()
+    (flowtrail.folder / "rules" / "none.sql").write_text("-- title: None\nSELECT flow_id FROM org_workflow")
     flowtrail.configure(rest=f"[[webhook]]\n{webhook}", listen=f"127.0.0.1:{free_port()}")
     service = flowtrail.start("serve")
     service.wait_for("run_ended", times=2)
