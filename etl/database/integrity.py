@@ -8,19 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
-    ColumnElement,
-    Connection,
     Engine,
     Row,
     Table,
-    column,
-    func,
-    literal_column,
-    not_,
-    or_,
-    select,
-    text,
-    tuple_,
 )
 
 from etl.database.damage import note_damage
@@ -124,7 +114,7 @@ _SECONDS: Final = "strftime('%Y-%m-%d %H:%M:%S', substr({0}, 1, 19)) IS substr({
 _WRITTEN: Final = f"{{0}} GLOB {_DIGITS} AND {_SECONDS} AND substr({{0}}, 12, 2) <> '24' AND {{0}} >= '0001'"
 """``0001``: no datetime has the year 0."""
 
-_COLUMNS: Final = "SELECT name FROM pragma_table_xinfo(:table)"
+_COLUMNS: Final = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_xinfo(t.name) c WHERE t.type = 'table'"
 
 
 class Misspelled(NamedTuple):
@@ -157,51 +147,38 @@ def misspelled_times(engine: Engine, read_on: Callable[[], None] = lambda: None)
     take it for the same moment.
     """
     if engine.dialect.name == "sqlite":
+        with reading(engine) as connection:
+            there = {tuple(row) for row in connection.exec_driver_sql(_COLUMNS)}
         for table in metadata.sorted_tables:
-            with reading(engine) as connection:
-                there = set(connection.execute(text(_COLUMNS), {"table": table.name}).scalars())
             names = [each.name for each in table.c if isinstance(each.type, UtcTime)]
-            if names and there >= {*names, *table.primary_key.columns.keys()}:
+            if names and there >= {(table.name, name) for name in (*names, *table.primary_key.columns.keys())}:
                 yield from _of_table(engine, table, names, read_on)
 
 
 def _of_table(engine: Engine, table: Table, names: Sequence[str], read_on: Callable[[], None]) -> Iterator[Misspelled]:
+    keys = [each.name for each in table.primary_key]
+    key, marks = ", ".join(keys), ", ".join("?" * len(keys))
+    wrong = [f"NOT ({_WRITTEN.format(name)})" for name in names]
+    shown = ", ".join((*(f"quote({name})" for name in names), *wrong))
+    ends = f"SELECT {key} FROM {table.name} WHERE {{}} ORDER BY {key} LIMIT 1 OFFSET {_AT_ONCE - 1}"  # noqa: S608 - ours
+    finds = f"SELECT {key}, {shown} FROM {table.name} WHERE ({' OR '.join(wrong)}) AND {{}} ORDER BY {key}"  # noqa: S608
     found: dict[str, Misspelled] = {}
     after: Row[Any] | None = None
     more = True
     while more:
+        bounds, given = ("1", ()) if after is None else (f"({key}) > ({marks})", tuple(after))
         with reading(engine) as connection:
-            last = _end_of_piece(connection, table, after)
-            for name, row in _in_piece(connection, table, names, after, last):
-                known = found.get(name)
-                found[name] = _first(table, name, row) if known is None else known._replace(others=known.others + 1)
+            last = connection.exec_driver_sql(ends.format(bounds), given).first()
+            if last is not None:
+                bounds, given = f"{bounds} AND ({key}) <= ({marks})", (*given, *last)
+            for row in connection.exec_driver_sql(finds.format(bounds), given):
+                which = ", ".join(f"{name} {value}" for name, value in zip(keys, row, strict=False))
+                texts, wrongs = row[len(keys) : -len(names)], row[-len(names) :]
+                for name, as_text, is_wrong in zip(names, texts, wrongs, strict=True):
+                    if is_wrong and name in found:
+                        found[name] = found[name]._replace(others=found[name].others + 1)
+                    elif is_wrong:
+                        found[name] = Misspelled(table.name, name, printable(which), as_text, 0)
         after, more = last, last is not None
         read_on()
     yield from found.values()
-
-
-def _end_of_piece(connection: Connection, table: Table, after: Row[Any] | None) -> Row[Any] | None:
-    """The key of the last row of the next piece; None if what is left is less than a piece."""
-    key = tuple(table.primary_key)
-    query = select(*key).order_by(*key).offset(_AT_ONCE - 1).limit(1)
-    return connection.execute(query if after is None else query.where(tuple_(*key) > tuple(after))).first()
-
-
-def _in_piece(
-    connection: Connection, table: Table, names: Sequence[str], after: Row[Any] | None, last: Row[Any] | None
-) -> Iterator[tuple[str, Row[Any]]]:
-    key = tuple(table.primary_key)
-    wrong: dict[str, ColumnElement[bool]] = {name: not_(literal_column(f"({_WRITTEN.format(name)})")) for name in names}
-    texts = (func.quote(column(name)).label(f"text_of_{name}") for name in names)
-    query = select(*key, *texts, *(each.label(f"wrong_{name}") for name, each in wrong.items()))
-    query = query.select_from(table).where(or_(*wrong.values())).order_by(*key)
-    for edge, beyond in ((after, False), (last, True)):
-        if edge is not None:
-            query = query.where(tuple_(*key) <= tuple(edge) if beyond else tuple_(*key) > tuple(edge))
-    for row in connection.execute(query):
-        yield from ((name, row) for name in names if row._mapping[f"wrong_{name}"])
-
-
-def _first(table: Table, name: str, row: Row[Any]) -> Misspelled:
-    key = ", ".join(f"{each.name} {row._mapping[each.name]}" for each in table.primary_key)
-    return Misspelled(table.name, name, printable(key), row._mapping[f"text_of_{name}"], 0)

@@ -513,10 +513,11 @@ def _peak_bytes(engine: Engine) -> int:
 def test_memory_does_not_grow_with_the_length_of_the_trail(engine: Engine) -> None:
     with writing(engine) as connection:
         verify_rows.begin_run(connection)
-        verify_rows.Made(connection, 1).write()
+        for number in (1, 2):
+            verify_rows.Made(connection, number).write()
     short = _peak_bytes(engine)
     with writing(engine) as connection:
-        for number in (2, 3, 4, 5):
+        for number in range(3, 7):
             verify_rows.Made(connection, number).write()
     assert _peak_bytes(engine) < short * 1.3
 
