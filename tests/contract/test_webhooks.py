@@ -17,12 +17,12 @@ from etl.config import Secret, WebhookSettings
 from etl.database import reading, writing
 from etl.domain.rules import as_json
 from etl.notify import WebhookSender, flush
-from etl.notify.cloudevents import Batch, headers_of
-from etl.report.listings import FINDINGS
+from etl.notify.cloudevents import Batch, event_of, event_of_notice, headers_of
+from etl.report.listings import EVENTS, FINDINGS
 from etl.store import webhooks
 from etl.store.findings import Evaluation
 from etl.store.notifications import OpenCondition
-from etl.store.webhooks import NewNotice
+from etl.store.webhooks import NewNotice, Notice
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, EVE, RunHistory
 from tests.support.webhook_receiver import PATIENCE_SECONDS, SECRET, WebhookReceiver
@@ -99,7 +99,7 @@ def test_nothing_is_lost_or_out_of_order_whatever_the_receiver_does(
         history.run({ANN: [flow(1, cycle="DHWM"[number]), flow(2, name=f"name {number}")], EVE: [flow(1), flow(3)]})
         wrong("gateway_down", history, is_so=number % 2 == 0)
         while flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) and receiver.troubles:
-            pass
+            assert receiver.wrong == []
     assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
     got = shown(receiver.accepted)
     assert [each for each in got if not each.startswith("condition")] == everything(history)
@@ -111,6 +111,22 @@ def test_nothing_is_lost_or_out_of_order_whatever_the_receiver_does(
         assert connection.execute(text("SELECT count(*) FROM webhook_notice")).scalar() == 0, "all were told"
         known = webhooks.webhooks(connection)["tickets"]
     assert (known.delivered, known.failing_since, known.why) == (len(got), None, None)
+
+
+def test_what_ends_and_begins_at_once_is_sent_in_full(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    for code in ("gateway_down", "cluster_lost", "gateway_down"):
+        wrong(code, history)
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    assert shown(receiver.accepted) == [
+        "condition.began gateway_down",
+        *("condition.began cluster_lost", "condition.ended gateway_down"),
+        *("condition.began gateway_down", "condition.ended cluster_lost"),
+    ]
+    last = receiver.accepted[-1]["data"]
+    assert (last["severity"], last["first"], last["ended_at"] is not None) == ("degraded", ["o1/ann"], True)
+    assert "scheduler and its workers" in last["remedy"]
 
 
 def test_conditions_come_between_the_runs_that_they_came_between(
@@ -246,17 +262,18 @@ def test_a_finding_costs_nothing_more_while_there_is_no_webhook(engine: Engine) 
 def test_a_run_that_is_sealed_after_one_that_began_later_is_not_lost(
     history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
 ) -> None:
+    """Its events have lower numbers, and those of the other fill more than a batch."""
     slow, quick = history.begin(schedule="plants"), history.begin(schedule="wind")
-    history.apply(slow, {ANN: [flow(1), flow(2)]})
-    history.store.derive_events(slow, now(), now)  # written, with the lower number, but not sealed yet
-    history.apply(quick, {EVE: [flow(1), flow(3)]})
-    history.finish(quick)
+    history.apply(slow, {ANN: [flow(n) for n in range(1, 70)]})
+    history.store.derive_events(slow, now(), now)
     assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
-    assert [each["data"]["org_id"] for each in receiver.accepted] == ["o2"]
+    assert receiver.accepted == [], "it is not sealed yet"
+    history.apply(quick, {EVE: [flow(n) for n in range(1, 130)]})
+    history.finish(quick)
     history.finish(slow)
     assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
     assert shown(receiver.accepted) == everything(history)
-    assert [each["data"]["org_id"] for each in receiver.accepted] == ["o2", "o1"]
+    assert [each["data"]["org_id"] for each in receiver.accepted] == ["o2"] * 128 + ["o1"] * 68
 
 
 def test_notices_are_numbered_in_the_order_of_their_commits(history: RunHistory) -> None:
@@ -278,10 +295,14 @@ def test_two_senders_at_once_send_everything_and_never_move_back(
 ) -> None:
     for number in range(6):
         history.run({EVE: [flow(n) for n in range(1, 150 if number % 2 else 2)]})
+    before = history.store.known_webhooks()["tickets"].place
     senders = [sender(history, tmp_path, receiver.url) for _ in range(3)]
     assert flush(senders, PATIENCE_SECONDS) == []
     assert shown(receiver.accepted) == everything(history)
     assert receiver.wrong == []
+    known = history.store.known_webhooks()["tickets"]
+    assert not history.store.move_webhook("tickets", before, before, 1, now())
+    assert history.store.known_webhooks()["tickets"] == known
 
 
 def test_a_process_that_is_killed_between_delivery_and_note_delivers_again(
@@ -307,13 +328,12 @@ def test_a_batch_that_is_sent_again_has_its_id_even_if_more_is_due(
     history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
 ) -> None:
     history.run({EVE: [flow(1), flow(2)]})
-    receiver.troubles = [500, "lost", "slow"]
+    receiver.troubles = ["held", "lost"]
     at_work = sender(history, tmp_path, receiver.url)
     at_work.first_retry_seconds = 0.0
     at_work.start()
-    receiver.wait_for(requests=3)
+    receiver.wait_for(requests=1)
     history.run({EVE: [flow(1)]})
-    at_work.wake()
     receiver.let_go()
     receiver.wait_for(requests=4, events=2)
     at_work.stop(PATIENCE_SECONDS)
@@ -408,6 +428,83 @@ def test_a_receiver_that_refuses_is_left_alone_for_a_while(
     later = sender(history, tmp_path, receiver.url, clock=lambda: at + dt.timedelta(seconds=seconds), at_once=False)
     receiver.headers = {}
     assert flush([later], PATIENCE_SECONDS) == [] or abs(seconds) > 300, "its timestamp is outside the tolerance"
+
+
+class Impatient:
+    """A sender whose clock is set to the next attempt whenever one fails; ``pauses`` are those that it would make."""
+
+    def __init__(self, history: RunHistory, folder: Path, url: str) -> None:
+        self.pauses: list[float] = []
+        self.at, self._news, it = now(), threading.Condition(), self
+
+        class Store(type(history.store)):  # type: ignore[misc]
+            def delay_webhook(self, name: str, why: str, at: dt.datetime, not_before: dt.datetime) -> None:
+                super().delay_webhook(name, why, at, not_before)
+                with it._news:
+                    it.pauses.append((not_before - at).total_seconds())
+                    it.at = not_before
+                    it.sender.wake()
+                    it._news.notify_all()
+
+        self.sender = sender(history, folder, url, store=Store(history.engine), clock=lambda: self.at, at_once=False)
+        self.sender.start()
+
+    def wait_for(self, pauses: int) -> list[float]:
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.pauses) >= pauses, PATIENCE_SECONDS)
+        return self.pauses[:pauses]
+
+
+@ON_SQLITE
+def test_pauses_double_up_to_a_quarter_of_an_hour(history: RunHistory, tmp_path: Path) -> None:
+    history.run({EVE: [flow(1), flow(2)]})
+    away = Impatient(history, tmp_path, "http://127.0.0.1:9/")
+    assert away.wait_for(pauses=8) == [15, 30, 60, 120, 240, 480, 900, 900]
+    away.sender.stop(PATIENCE_SECONDS)
+
+
+@ON_SQLITE
+def test_pauses_begin_anew_after_a_delivery(history: RunHistory, receiver: WebhookReceiver, tmp_path: Path) -> None:
+    history.run({EVE: [flow(1), flow(2)]})
+    receiver.troubles = [500, 500, 200, 500, 500]
+    away = Impatient(history, tmp_path, receiver.url)
+    receiver.wait_for(events=1)
+    history.run({EVE: [flow(1)]})
+    away.sender.wake()
+    assert away.wait_for(pauses=4) == [15, 30, 15, 30]
+    away.sender.stop(PATIENCE_SECONDS)
+
+
+@ON_SQLITE
+def test_a_sender_that_is_stopped_or_stands_by_notes_what_is_under_way_and_begins_nothing(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    history.run({EVE: [flow(n) for n in range(1, 450)]})
+    receiver.troubles = ["slow"]
+    stopped = sender(history, tmp_path, receiver.url)
+    stopped.start()
+    receiver.wait_for(requests=1)
+    stopped.stop(0)
+    receiver.let_go()
+    stopped.stop(PATIENCE_SECONDS)
+    assert (len(receiver.requests), history.store.known_webhooks()["tickets"].delivered) == (1, len(receiver.accepted))
+    was_active = sender(history, tmp_path, receiver.url, is_active=lambda: len(receiver.requests) < 2)
+    flush([was_active], PATIENCE_SECONDS)
+    flush([sender(history, tmp_path, receiver.url, is_active=lambda: False)], PATIENCE_SECONDS)
+    assert (len(receiver.requests), history.store.known_webhooks()["tickets"].delivered) == (2, len(receiver.accepted))
+
+
+@ON_SQLITE
+def test_ids_are_others_after_a_restore_and_subjects_are_encoded(history: RunHistory) -> None:
+    """A restored database gives numbers again."""
+    history.run({EVE: [flow(1), flow(2)]})
+    row = next(iter(EVENTS.rows(history.engine)))._replace(flow_id="a/b c")
+    same, other = event_of(row, "s"), event_of(row._replace(decided_at=row.decided_at + dt.timedelta(seconds=1)), "s")
+    assert same["subject"] == "o2/a%2Fb%20c"
+    assert same["id"] == event_of(row, "s")["id"] != other["id"]
+    notice = Notice(1, 1, "finding.began", now(), "daily", "{}")
+    first, again = (event_of_notice(each, "s") for each in (notice, notice._replace(at=notice.at + dt.timedelta(1))))
+    assert first["id"] == event_of_notice(notice, "s")["id"] != again["id"]
 
 
 @ON_SQLITE

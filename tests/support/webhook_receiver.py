@@ -45,7 +45,7 @@ class WebhookReceiver:
 
     A number is the status of an answer (of a batch that is not accepted, if it is no 2xx). "cut": the batch is
     accepted, and the connection ends without an answer. "lost": it ends before anything was done. "slow": accepted, but
-    the answer waits for ``let_go``.
+    the answer waits for ``let_go``; "held": not accepted, and it is 500.
     """
 
     def __init__(self, port: int = 0, key: bytes = KEY) -> None:
@@ -126,9 +126,9 @@ class WebhookReceiver:
                         self._seen.add(same)
                         self.accepted.append(event)
             self._news.notify_all()
-        if trouble == "slow":
+        if trouble in ("slow", "held"):
             self._let_go.wait(PATIENCE_SECONDS)
-            return 200
+            return 200 if trouble == "slow" else 500
         return trouble if isinstance(trouble, int) else None
 
     def _mistakes(self, headers: dict[str, str], body: bytes) -> Iterator[str]:
