@@ -20,11 +20,12 @@ from etl.cli.application import Application
 from etl.cli.console import cell
 from etl.cli.options import Options, kinds_option, shared
 from etl.database import reading
-from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS, GONE_FROM_LISTS
+from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS, GONE
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
 from etl.printable import counted
 from etl.report.asof import flows_as_of, targets_as_of
+from etl.report.condition_checks import incomplete_directories
 from etl.report.details import (
     FlowDetail,
     any_details,
@@ -35,7 +36,7 @@ from etl.report.details import (
     states_with_details,
     with_details,
 )
-from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, UNLISTED, WORKFLOWS
+from etl.report.listings import CHANGES, EVENTS, FLOWS, HISTORY, RUNS, STATES, STATUSES, TARGETS, UNLISTED, WORKFLOWS
 from etl.report.rows import RUN_COUNTS, ListChange, ListState, OrgWorkflowEvent, UnlistedWorkflow
 from etl.report.runs import CAUSE_COLUMNS, causes
 from etl.report.targets import observed_targets, unknown_name
@@ -102,6 +103,7 @@ def workflows(options: Options, unlisted: bool) -> None:
         if unlisted:
             rows = UNLISTED.rows(app.engine, **asked, limit=options.one_more())
             _print(options, rows, UnlistedWorkflow._fields, partial(_why_none_unlisted, app.engine, options))
+            _complain_of_directories(app.engine, options)
         elif at is None:
             _print(options, WORKFLOWS.rows(app.engine, **asked, limit=options.one_more()), _ORG_NOW, empty)
         else:
@@ -308,8 +310,8 @@ def what_happened(event: Any) -> str:
             return f"{event.user_id} lost access"
         case "baseline" | "added" | "removed" as kind if _is_of_directory(event):
             return str(kind)
-        case "disappeared" if getattr(event, "in_directory", None):
-            return f"{GONE_FROM_LISTS}, cycle {cycle_label(event.old_cycle)}"
+        case "disappeared" if getattr(event, "in_directory", None) is not None:
+            return f"{GONE[event.in_directory]}, cycle {cycle_label(event.old_cycle)}"
         case "removed" | "disappeared" as kind:
             return f"{kind}, cycle {cycle_label(event.old_cycle)}"
         case kind:
@@ -361,6 +363,17 @@ def why_empty(
         last = cell(seen.last_at, options.zone)
         return f"No {what}: {_targets(seen.observed)} observed, last at {last}.{hint}"
     return f"No {what}{then}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
+
+
+def _complain_of_directories(engine: Engine, options: Options) -> None:
+    """What they listed last may not be so any more, or is not all that there is."""
+    for known in TARGETS.rows(engine, org=options.org, user="", show="problems"):
+        problem = "is held" if known.held_since else f"fails ({known.last_error_code})"
+        last = f"at {cell(known.last_observed_at, options.zone)}" if known.last_observed_at else "never"
+        console.complain(f"The directory of {known.org_id} {problem}: it was observed last {last}.", "yellow")
+    with reading(engine) as connection:
+        for incomplete in incomplete_directories(connection, {options.org} if options.org else None):
+            console.complain(incomplete.sentence, "yellow")
 
 
 def _why_none_unlisted(engine: Engine, options: Options) -> str:

@@ -27,8 +27,11 @@ EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
 ORGANISATION_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KINDS)
 """Those that no single user's list shows."""
 
-GONE_FROM_LISTS: Final = "gone from every list, still in the directory"
-"""What people read of a workflow that disappeared while the directory of its organisation listed it."""
+GONE: Final = {
+    True: "gone from every list, still in the directory",
+    False: "gone from every list, and not in the directory",
+}
+"""What people read of a workflow that disappeared, by whether the directory of its organisation listed it then."""
 
 TargetIssueKind = Literal["held", "failed", "overdue"]
 TARGET_ISSUE_KINDS: Final[tuple[TargetIssueKind, ...]] = get_args(TargetIssueKind)

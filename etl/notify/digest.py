@@ -29,8 +29,8 @@ from sqlalchemy import (
 
 from etl.config.slots import quartz_in_words
 from etl.domain.answers import sentence
-from etl.domain.kinds import DELTA_KINDS, GONE_FROM_LISTS, LABELS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
-from etl.domain.model import CYCLE_LABELS, VERDICTS, Target
+from etl.domain.kinds import DELTA_KINDS, GONE, LABELS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
+from etl.domain.model import CYCLE_LABELS, DIRECTORY, VERDICTS, Target
 from etl.printable import printable
 from etl.report.details import ChangeDetail, freq_before
 from etl.report.reading import stream
@@ -199,9 +199,9 @@ class _Change(NamedTuple):
 
     def line(self) -> str:
         name = quoted(self.old_name if self.kind == "removed" else self.new_name)
-        one = quoted(self.user_id) if self.user_id else "in the directory"
-        who = one if self.users == 1 else f"{self.users} users"
-        return f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._what()} ({who})"
+        one = f"({quoted(self.user_id)})" if self.user_id else DIRECTORY
+        who = one if self.users == 1 else f"({self.users} users)"
+        return f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._what()} {who}"
 
     def _what(self) -> str:
         match self.kind:
@@ -233,8 +233,8 @@ class _Event(NamedTuple):
     def line(self) -> str:
         name = quoted(self.new_name or self.old_name)
         what = f"{quoted(self.org_id)} {quoted(self.flow_id)} {name}{self._who()}"
-        if self.kind == "disappeared" and self.in_directory:
-            what += f": {GONE_FROM_LISTS}"
+        if self.kind == "disappeared" and self.in_directory is not None:
+            what += f": {GONE[self.in_directory]}"
         return what if self.proven_for_all else f"{what}, not proven"
 
     def _who(self) -> str:

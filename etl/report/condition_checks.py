@@ -87,12 +87,12 @@ def of_targets(connection: Connection, asked: int, held_targets: int, held_workf
     for org in connection.execute(failing_rosters.limit(_MOST_CAUSES)):
         summary = f"The roster of {org.org_id}: {org.error_code or ''} ({(org.error or '').rstrip('.')})"
         yield Condition("roster_failing", summary, org.org_id, org.failing_since, 1, (org.org_id,))
-    yield from _directories(connection)
+    yield from incomplete_directories(connection)
 
 
-def _directories(connection: Connection) -> Iterator[Condition]:
-    """A directory that lacks what users list: it is no complete witness."""
-    lacking = connection.execute(_DIRECTORY_LACKS).all()
+def incomplete_directories(connection: Connection, orgs: Collection[str] | None = None) -> Iterator[Condition]:
+    """The directories, or those of ``orgs``, that lack what users list: they are no complete witnesses."""
+    lacking = [row for row in connection.execute(_DIRECTORY_LACKS) if orgs is None or row.org_id in orgs]
     for org, rows in groupby(lacking, key=itemgetter(0)):
         flows = list(rows)
         named = [f"{row.flow_id} (of {row.seen_by})" for row in flows[:SUBJECTS_NAMED]]

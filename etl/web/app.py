@@ -20,6 +20,7 @@ from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.errors import DatabaseError
 from etl.log import get_logger
 from etl.report import summaries, trail_page
+from etl.report.condition_checks import incomplete_directories
 from etl.report.details import detail_sentences
 from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS, TARGETS, UNLISTED
 from etl.report.names import WHOLE
@@ -90,7 +91,9 @@ def trail(site: Site, request: Request) -> Response:
 
 
 def _directories(site: Site, connection: Connection, rows: Sequence[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    return {"directories": TARGETS.page(connection, _SHOWN, org=wanted["org"], user=WHOLE)}
+    directories = TARGETS.page(connection, _SHOWN, org=wanted["org"], user=WHOLE)
+    incomplete = list(incomplete_directories(connection, {each.org_id for each in directories}))
+    return {"directories": directories, "incomplete": incomplete}
 
 
 def _holds(site: Site, connection: Connection, rows: Sequence[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

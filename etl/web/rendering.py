@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from etl.config.slots import quartz_in_words
 from etl.domain.approvals import described
-from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS, GONE_FROM_LISTS
+from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS, GONE
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
 from etl.printable import counted
@@ -86,7 +86,7 @@ def environment() -> jinja2.Environment:
         "CYCLE_LABELS": CYCLE_LABELS,
         "DELTA_KINDS": DELTA_KINDS,
         "EVENT_KINDS": EVENT_KINDS,
-        "GONE_FROM_LISTS": GONE_FROM_LISTS,
+        "GONE": GONE,
         "KIND_COLUMNS": [f"#{labels.kind_label(kind)}" for kind in EVENT_KINDS],
     }
     return made

@@ -95,7 +95,21 @@ def test_what_was_taken_from_everybody_is_told_from_what_was_deleted(
     gateway.order(Fault("outage", times=None, endpoint="directory"))
     assert flowtrail("sync").returncode == 1
     assert "(directory)" in flowtrail("status").stdout
+    asked = flowtrail("workflows", "--unlisted")
+    assert "The directory of o1 fails (connection): it was observed last at 20" in asked.stderr
+    assert asked.returncode == 0
     assert {each["user_id"] for each in flowtrail.json("changes", "--user", "(directory)")} == {""}
     assert "Nothing is held for o1/(directory)" in flowtrail("guard", "approve", ORG, "(directory)").stderr
     (row,) = (each for each in flowtrail.json("status")["problems"] if not each["user_id"])
     assert row["last_error_code"] == "connection"
+
+
+def test_who_asks_what_no_user_sees_is_told_of_an_incomplete_directory(flowtrail: Program, world: World) -> None:
+    for _ in range(2):
+        flowtrail.json("sync")
+        world.leave_out(ORG, "5")
+    assert "lacks" not in flowtrail("workflows", "--unlisted").stderr
+    flowtrail.json("sync")
+    lacks = "The directory of o1 lacks 1 workflow that users list, such as 5 (of ann), since 20"
+    assert lacks in flowtrail("workflows", "--unlisted").stderr
+    assert lacks in flowtrail("status").stdout

@@ -62,13 +62,13 @@ def test_the_digest_tells_the_directory_from_users_and_what_is_still_in_it(histo
         "removed": [
             "o1 2 map, cycle: day (2 users)",
             "o1 3 map, cycle: day (ann)",
-            "o1 3 map (in the directory)",
+            "o1 3 map (directory)",
         ],
     }
     assert history.lines(third, KINDS) == {
         "disappeared": [
             "o1 2 map, seen by 2 users before: gone from every list, still in the directory",
-            "o1 3 map, seen by 1 user before",
+            "o1 3 map, seen by 1 user before: gone from every list, and not in the directory",
         ],
     }
 
@@ -76,7 +76,7 @@ def test_the_digest_tells_the_directory_from_users_and_what_is_still_in_it(histo
 def test_the_terminal_says_the_same(history: RunHistory) -> None:
     assert [what_happened(event) for event in EVENTS.rows(history.engine)] == [
         "gone from every list, still in the directory, cycle day",
-        "disappeared, cycle day",
+        "gone from every list, and not in the directory, cycle day",
     ]
     changes = CHANGES.rows(history.engine, kind=["removed"], user="")
     assert [(change.flow_id, what_happened(change)) for change in changes] == [("3", "removed")]
@@ -106,11 +106,10 @@ def test_of_what_a_directory_lacks_all_is_counted_and_what_most_users_list_is_na
     for _ in range(2):
         history.run({**lists, DIRECTORY: in_directory(1, 2)})
     (said,) = (each for each in conditions_of(engine) if each.code == "directory_incomplete")
-    assert (
-        said.summary
-        == "The directory of o1 lacks 28 workflows that users list, such as 20 (of ann), 21 (of ann), 22 (of ann)"
-    )
-    assert said.subjects == 28
+    lacks = "The directory of o1 lacks 28 workflows that users list, such as 20 (of ann), 21 (of ann), 22 (of ann)"
+    assert (said.summary, said.subjects) == (lacks, 28)
+    with site(engine, now=dt.datetime.now(dt.UTC)) as server:
+        assert [lacks in get(server, "/unlisted", org=org).text for org in ("", "o1", "o2")] == [True, True, False]
 
 
 def test_a_user_who_is_not_heard_proves_no_directory_incomplete(engine: Engine) -> None:
@@ -174,6 +173,7 @@ def test_the_page_shows_the_directory_as_a_target_and_what_no_user_sees(server: 
     assert "2 more workflows" in get(server, "/workflows", org="=o1").text
     events = text_of(get(server, "/events").text, "story")
     assert ["still in the directory" in row for row in events] == [False, True]
+    assert ["and not in the directory" in row for row in events] == [True, False]
     assert "(directory)" not in " ".join(events), "it is no user behind an event"
     for asked in ("=", "(directory)"):
         shown = text_of(get(server, "/targets", user=asked).text, "targets")
@@ -186,3 +186,4 @@ def test_the_page_shows_the_directory_as_a_target_and_what_no_user_sees(server: 
     unseen = get(server, workflow_path("9", "o1")).text
     assert "no user’s list ever showed it" in unseen
     assert "(directory)" in " ".join(text_of(unseen, "seen"))
+    assert "Who sees it" not in unseen, "it is nobody"
