@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.domain.model import ChangeSet, Doubt, Flow, Target
+from etl.domain.model import ChangeSet, Doubt, Flow, Snapshot, Target
 
 FORMAT: Final = 1
 TAG: Final = f"change/{FORMAT}"
@@ -25,7 +25,7 @@ GENESIS: Final = "0" * 64
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
-_flow_id = attrgetter("flow_id")
+_flow_id, _kind = attrgetter("flow_id"), attrgetter("kind")
 change_order: Final = attrgetter("flow_id", "kind")
 """The order of changes in a change set."""
 _first_at = attrgetter("first_at")
@@ -59,6 +59,11 @@ def state_digest(flows: Iterable[Flow]) -> str:
     return digest(sorted(flows, key=_flow_id))
 
 
+def answer_digest_of(snapshot: Snapshot) -> str:
+    """The same of an answer's workflows, which whoever read it may have computed already."""
+    return snapshot.digest or state_digest(snapshot.flows or ())
+
+
 def approved_scope(
     target: Target, held_since: dt.datetime | None, flow_ids: Iterable[str], doubted: Iterable[Doubt] = ()
 ) -> str:
@@ -74,7 +79,7 @@ def change_set_content(change_set: ChangeSet) -> bytes:
         *(TAG, *change_set.target, change_set.version, change_set.kind),
         *(change_set.observed_at, change_set.last_unchanged_at, spans, change_set.approved_by),
         *(change_set.approved_scope, change_set.data_hash, change_set.state_digest),
-        sorted(change_set.changes, key=change_order),
+        sorted(sorted(change_set.changes, key=_kind), key=_flow_id),  # as by change_order, without a tuple each
     )
     return encode(in_microseconds(values))
 

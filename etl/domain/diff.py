@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import compress
-from operator import ne
+from itertools import compress, filterfalse
+from operator import attrgetter, ne
 
 from etl.domain.chain import change_order
 from etl.domain.kinds import ATTRIBUTE_OF, ChangeKind
@@ -20,7 +20,7 @@ def by_id(flows: Iterable[Flow]) -> dict[str, Flow]:
 
 def baseline(new: Flows) -> list[Change]:
     """The first observation of a target: one ``baseline`` for each workflow, sorted by flow_id."""
-    flows = [new[flow_id] for flow_id in sorted(new)]
+    flows = sorted(new.values(), key=attrgetter("flow_id"))
     return [Change(f.flow_id, "baseline", None, f.flow_name, None, f.cycle, None, f.editable) for f in flows]
 
 
@@ -45,7 +45,7 @@ def diff(old: Flows, new: Flows) -> list[Change]:
                 for kind, attribute in ATTRIBUTE_OF.items()
                 if getattr(before, attribute) != getattr(after, attribute)
             ]
-    changes += [_change("added", None, new[flow_id]) for flow_id in new.keys() - old.keys()]
+    changes += [_change("added", None, new[flow_id]) for flow_id in filterfalse(old.__contains__, new)]
     return sorted(changes, key=change_order)
 
 

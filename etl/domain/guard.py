@@ -12,6 +12,7 @@ import datetime as dt
 import math
 from collections.abc import Collection, Iterable, Mapping, Set
 from fractions import Fraction
+from itertools import filterfalse
 from typing import Final, Literal
 
 import msgspec
@@ -62,7 +63,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits) -> Decision:
     """Decide about the flow_ids ``known`` so far, those of them ``missing`` (held) already, and those ``answered``."""
-    absent = known - answered
+    absent = frozenset(filterfalse(answered.__contains__, known))  # no copy of a large list, as known - answered makes
     if _over_limit(len(absent), len(known), limits):  # 4
         brought = len(answered - known)
         if not _over_limit(brought, len(known), limits):
@@ -99,7 +100,7 @@ def weigh_changes(
 
     ``second``: the sums of the organisation, by kind, where this is a second answer.
     """
-    changes, both = changes_between(state.flows, answered), len(state.flows.keys() & answered.keys())
+    changes, both = changes_between(state.flows, answered), sum(map(answered.__contains__, state.flows))
     many = {k for k, found in changes.items() if found and len(found) >= share_of(limits.max_changed_share, both)}
     lasting = {kind for kind, found in changes.items() if _any_lasts(found, state.doubted)}  # C6, C7
     over = {kind for kind in many if len(changes[kind]) >= limits.min_changed}  # C3

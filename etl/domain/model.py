@@ -149,6 +149,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """The attributes whose key none of its workflows has."""
     other_files: int = 0
     """Of a directory: its files that are no workflows."""
+    digest: str | None = None
+    """``chain.state_digest`` of ``flows``, where it was computed."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):

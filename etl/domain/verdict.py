@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
 from etl.domain.approvals import Approval, held_set
-from etl.domain.chain import GENESIS, change_set_hash, state_digest
-from etl.domain.diff import baseline, diff
+from etl.domain.chain import GENESIS, answer_digest_of, change_set_hash, state_digest
+from etl.domain.diff import baseline, by_id, diff
 from etl.domain.guard import Decision
 from etl.domain.model import Change, ChangeSet, Fence, Flow, Issue, Outcome, Snapshot, Span, State
 
@@ -70,17 +70,18 @@ def decided(
     decision: Decision,
     coverage_gap: dt.timedelta,
     approval: Approval | None = None,
+    answered: Mapping[str, Flow] | None = None,
 ) -> Outcome:
     """What ``decision`` makes of an answer that differs from the state, or that ends or prolongs a hold.
 
-    ``snapshot.flows`` must be there. Raises ValueError for a snapshot that is not the only answer of its connection:
-    it may be another user's.
+    ``snapshot.flows`` must be there; ``answered`` is the same by flow_id, where the caller has it.
+    Raises ValueError for a snapshot that is not the only answer of its connection: it may be another user's.
     """
     assert snapshot.flows is not None  # noqa: S101 - the caller decoded it
     if not snapshot.sole_answer:
         raise ValueError(f"the answer for {fence.target} is not the only one of its connection")
-    answer = {flow.flow_id: flow for flow in snapshot.flows}
-    answer_digest = state_digest(snapshot.flows)
+    answer = by_id(snapshot.flows) if answered is None else answered
+    answer_digest = answer_digest_of(snapshot)
     times = observation_times(fence, snapshot.asked_at, snapshot.observed_at)
     after = _after(state, answer, decision)
     changes = baseline(after) if fence.version == 0 else diff(state.flows, after)

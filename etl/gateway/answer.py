@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from etl.domain.answers import Detail, zone_of
+from etl.domain.chain import state_digest
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
@@ -136,6 +137,8 @@ class FlowList(NamedTuple):
     """The attributes of ``Flow`` whose key none of its objects has; a null is a value."""
     other_files: int = 0
     """Of a directory: its files that are no workflows."""
+    digest: str | None = None
+    """Their digest, where it is known already."""
 
 
 def read_snapshot(
@@ -148,7 +151,7 @@ def read_snapshot(
     if envelope.data_hash == known_data_hash:
         listed = None
     elif before is not None and before.flows is not None and envelope.data_hash == before.data_hash:
-        listed = FlowList(before.flows, before.keys, before.absent, before.other_files)
+        listed = FlowList(before.flows, before.keys, before.absent, before.other_files, before.digest)
     elif target.is_directory:
         listed = read_directory(envelope.data)
     else:
@@ -166,6 +169,7 @@ def read_snapshot(
         keys=None if listed is None else listed.keys,
         absent=frozenset() if listed is None else listed.absent,
         other_files=0 if listed is None else listed.other_files,
+        digest=None if listed is None else listed.digest or state_digest(listed.flows),
     )
 
 

@@ -50,6 +50,7 @@ class UtcTime(TypeDecorator[dt.datetime]):
         return time_of_text if dialect.name == "sqlite" else _in_utc
 
 
+@lru_cache(maxsize=4096)
 def text_of_time(value: dt.datetime) -> str:
     """A time as SQLite has it."""
     return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

@@ -16,7 +16,7 @@ import msgspec
 
 from etl.domain import answers, verdict
 from etl.domain.answers import KeptAnswer
-from etl.domain.chain import state_digest
+from etl.domain.chain import answer_digest_of
 from etl.domain.guard import Limits
 from etl.domain.model import Fence, Issue, Outcome, Snapshot, State, Target
 from etl.errors import (
@@ -290,7 +290,7 @@ def _without_bytes(snapshot: Snapshot, kept: KeptAnswer | None = None) -> Snapsh
 def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
     if snapshot.flows is None:
         return True
-    return not fence.held and fence.version > 0 and state_digest(snapshot.flows) == fence.answer_digest
+    return not fence.held and fence.version > 0 and answer_digest_of(snapshot) == fence.answer_digest
 
 
 def _as_stale(outcome: Outcome) -> Outcome:

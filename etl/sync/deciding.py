@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from etl.domain import guard, verdict
 from etl.domain.approvals import Approval, code, held_set
+from etl.domain.diff import by_id
 from etl.domain.guard import WAITING_FLOWS, Decision, Limits, Sum
 from etl.domain.kinds import ChangeKind
 from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
@@ -25,11 +26,8 @@ class AssessedAnswer(NamedTuple):
     fence: Fence
     state: State
     snapshot: Snapshot
+    answered: Mapping[str, Flow]
     decision: Decision
-
-    @property
-    def answered(self) -> Set[str]:
-        return {flow.flow_id for flow in self.snapshot.flows or ()}
 
     @property
     def missing(self) -> int:
@@ -87,14 +85,15 @@ class Decider:
         assessed = []
         for fence, state, snapshot in differing:
             lost = guard.keys_lost(state.flows, snapshot.flows or (), snapshot.absent)
-            decision = self._decide(fence, state, snapshot)
+            answered = by_id(snapshot.flows or ())
+            decision = self._decide(fence, state, answered)
             if lost and snapshot.sole_answer:
                 message = f"the answer is not what Get My Flow promises: {lost}"
                 yield verdict.failed(fence, Malformed(message, code="malformed", attempts=snapshot.attempts))
             else:
                 many = frozenset[Doubt]() if lost else decision.many  # K1: a key that is lost changes nothing
                 decision = msgspec.structs.replace(decision, many=many)
-                assessed.append(AssessedAnswer(fence, state, snapshot, decision))
+                assessed.append(AssessedAnswer(fence, state, snapshot, answered, decision))
         if self._sums is None:
             yield from self._first_outcomes(assessed)
         else:
@@ -104,7 +103,8 @@ class Decider:
         """The outcomes of pending answers that can be decided now."""
         assert self._sums is not None  # noqa: S101 - only second answers wait
         for state, (fence, snapshot) in waiting:
-            each = AssessedAnswer(fence, state, snapshot, self._decide(fence, state, snapshot))
+            answered = by_id(snapshot.flows or ())
+            each = AssessedAnswer(fence, state, snapshot, answered, self._decide(fence, state, answered))
             yield self._weighed(each, *self._sums.against(each.fence.target, each.emptied))
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
@@ -124,8 +124,7 @@ class Decider:
 
     # ------------------------------------------------------------------------------------------------------ answers
 
-    def _decide(self, fence: Fence, state: State, snapshot: Snapshot) -> Decision:
-        answered = {flow.flow_id: flow for flow in snapshot.flows or ()}
+    def _decide(self, fence: Fence, state: State, answered: Mapping[str, Flow]) -> Decision:
         if fence.version == 0:
             return guard.weigh_first(answered.keys())
         if self._options.approval is not None:
@@ -170,14 +169,14 @@ class Decider:
 
     def _weighed(self, assessed: AssessedAnswer, removals: Sum, emptied: Sum | None = None) -> Outcome:
         known, own = assessed.state.flows.keys(), assessed.decision
-        decision = guard.weigh_together(own, known, assessed.answered, self._limits, removals, emptied)
+        decision = guard.weigh_together(own, known, assessed.answered.keys(), self._limits, removals, emptied)
         if decision.removes and not assessed.fence.target.is_directory:
             self._removing[assessed.fence.target_id] = assessed
         return self._outcome(assessed, decision)
 
     def _outcome(self, assessed: AssessedAnswer, decision: Decision) -> Outcome:
-        fence, state, snapshot, _ = assessed
-        return verdict.decided(fence, state, snapshot, decision, fence.coverage_gap, self._options.approval)
+        fence, state, snapshot, answered, _ = assessed
+        return verdict.decided(fence, state, snapshot, decision, fence.coverage_gap, self._options.approval, answered)
 
 
 def _approve(approval: Approval, fence: Fence, state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:
