@@ -41,6 +41,8 @@ BATCH_SIZE: Final = 500
 """Targets per batch: their fences are read in one statement."""
 _WRITTEN_AT_ONCE: Final = 2
 """Groups of a batch that are written at once: while one waits for the disk, the database takes the next."""
+_CHANGING: Final = 8
+"""From so many more answers that differ than do not, the next targets are asked over separate connections at once."""
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,8 @@ class Batch:
         self._tally = Tally()
         self._counting = threading.Lock()
         self._decider = Decider(options, context.limits)
+        self._changing = 0
+        """How many more answers differed lately than did not: 0 to twice ``_CHANGING``."""
 
     def settle(self, targets: Sequence[Target]) -> BatchResult:
         """Ask for each of ``targets`` and write the outcome, except for those that are deferred or pending.
@@ -210,20 +214,24 @@ class Batch:
     def _fetch_confirmed(self, fence: Fence) -> Fetched:
         """Ask over a kept connection; if the list is not the known one, ask again over a separate connection.
 
-        A target whose answer is shorter than the known list is asked again at the end of the run anyway: until then the
-        answer is only counted. One that differs otherwise is read a second time, strictly. Raises Malformed.
+        Where most lists have changed, the kept connection is left out. A target whose answer is shorter than the known
+        list is asked again at the end of the run anyway: until then the answer is only counted. One that differs
+        otherwise is read a second time, strictly. Raises Malformed.
         """
         fetch = partial(self._context.gateway.fetch, fence.target, asked_as=fence.asked_as)
         decided_anyway = fence.held or not fence.version or self._options.approval is not None
-        own_connection = decided_anyway or self._options.second is not None
+        is_first = not decided_anyway and self._options.second is None
         known = None if decided_anyway else fence.data_hash
-        snapshot = fetch(known, own_connection=own_connection)
+        snapshot = fetch(known, own_connection=not is_first or self._changing >= _CHANGING)
         differs = not _is_as_before(fence, snapshot)
+        if is_first:
+            with self._counting:
+                self._changing = max(0, min(self._changing + (1 if differs else -1), 2 * _CHANGING))
+        if differs and is_first and len(snapshot.flows or ()) < fence.flow_count:
+            return Fetched(fence, _without_bytes(msgspec.structs.replace(snapshot, sole_answer=False)), differs=True)
         if differs and not snapshot.sole_answer:
             first = _without_bytes(snapshot)
             del snapshot  # the second answer may be as large
-            if len(first.flows or ()) < fence.flow_count:
-                return Fetched(fence, first, differs=True)
             snapshot = fetch(known, own_connection=True, before=first)
             differs = snapshot.data_hash == first.data_hash or not _is_as_before(fence, snapshot)
         if not differs:
