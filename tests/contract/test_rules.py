@@ -432,6 +432,14 @@ def test_nothing_listed(site: Site) -> None:
     assert documented(site, "nothing-listed") == []
 
 
+def test_seen_by_nobody(site: Site) -> None:
+    directory = {Target(SOLAR, ""): [Flow(number, "prd_x", None, None) for number in ("1", "2")]}
+    site.run({ANN: [flow(1)], **directory})
+    assert documented(site, "seen-by-nobody") == ["2"]
+    site.run({ANN: [flow(1), flow(2)], **directory})
+    assert documented(site, "seen-by-nobody") == []
+
+
 def test_name_convention(site: Site) -> None:
     site.run({ANN: [flow(1), flow(2, "map"), flow(3, "tst_x")]})
     assert documented(site, "name-convention") == ["2"]
@@ -477,7 +485,7 @@ def test_not_heard_of(site: Site) -> None:
 
 def test_each_rule_of_the_page_has_a_test() -> None:
     assert [name for name in DOCUMENTED if f"test_{name.replace('-', '_')}" not in globals()] == []
-    assert len(DOCUMENTED) >= 9
+    assert len(DOCUMENTED) >= 10
 
 
 def test_the_rules_of_the_page_are_evaluated_by_indexes(site: Site) -> None:
