@@ -18,7 +18,7 @@ from etl.config.secret import Secret, read_secret_file, read_secret_lines
 from etl.config.units import nearest, shown
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 
-USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
+USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue", "rule_broken", "rule_mended")
 KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TARGET_ISSUE_KINDS, *ORGANISATION_KINDS)))
 """Every kind of notification, first those that receivers get by default."""
 WEBHOOK_KINDS: Final = (*EVENT_KINDS, "condition", "finding")

@@ -16,12 +16,14 @@ from etl.log import get_logger
 from etl.notify import digest
 from etl.notify.digest import Digest, Message, digest_of
 from etl.notify.receivers import ALARM, ALARM_OVER, Key, Outgoing, ReceiverState, Subscription, Timing
+from etl.printable import counted
 from etl.report.conditions import IN_DIGESTS
 from etl.report.health import Overdue
 from etl.store import Store, UnnotifiedRun
-from etl.store.notifications import UnnotifiedCondition
+from etl.store.notifications import UnnotifiedCondition, UntoldRule
 from etl.system.background import BackgroundLoop
 
+RULE_KINDS: Final = frozenset(("rule_broken", "rule_mended"))
 LOOK_BACK: Final = dt.timedelta(hours=24)
 """Runs that finished longer ago are no longer sent; so this is how long a receiver may be away."""
 _LOOK_SECONDS: Final = 30.0
@@ -46,6 +48,17 @@ def _condition_message(unnotified: UnnotifiedCondition) -> Message:
         return Message(f"Flowtrail: over: {found.code}", f"{found.said}: this has ended.")
     since = f"{found.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
     return Message(f"Flowtrail: {found.code}", f"{found.said}, since {since}. {found.remedy}")
+
+
+def _rule_message(untold: UntoldRule) -> Message:
+    """It names no finding: a receiver may be meant for some organisations only."""
+    name, title = digest.quoted(untold.rule), digest.quoted(untold.title)
+    if not untold.open:
+        how = "this is so again" if untold.ended_by == "mended" else "the rule was changed, and finds nothing"
+        return Message(f"Flowtrail: rule mended: {name}", f"{title}: {how}.")
+    many = f"{counted(untold.open, 'finding')}{f', {untold.new:,} of them new' if untold.new < untold.open else ''}"
+    said = f"{title}: {many} ({untold.severity}). `flowtrail rules list {name}` shows them."
+    return Message(f"Flowtrail: rule broken: {name}", said)
 
 
 @dataclass(eq=False)
@@ -78,6 +91,7 @@ class Notifier:
         self._waiting: dict[int, UnnotifiedRun] = {}
         self._overdue = OverdueNotices(self.store, freshness, self.clock, timing)
         self._conditions: dict[Key, UnnotifiedCondition] = {}
+        self._rules: dict[Key, UntoldRule] = {}
         self._log = get_logger("etl.notify")
 
     def start(self) -> None:
@@ -139,6 +153,11 @@ class Notifier:
             ("began" if each.ended_at is None else "ended", f"{each.condition.code} {each.condition.cause}"): each
             for each in self.store.unnotified_conditions()
         }
+        if any(RULE_KINDS & {*state.subscription.on} for state in self._receivers):
+            untold = self.store.untold_rules()
+            self._rules = {
+                ("rule_broken" if each.open else "rule_mended", f"{each.rule} {each.newest}"): each for each in untold
+            }
         digests: dict[tuple[Any, ...], Digest | None] = {}
         for state in self._receivers:
             if state.is_free(now):
@@ -180,6 +199,12 @@ class Notifier:
                     yield Outgoing(_condition_message(unnotified), {key})
                 else:
                     state.acknowledged.add(key)
+        for key, rule in self._rules.items():
+            if key not in state.acknowledged:
+                if key[0] in state.subscription.on:
+                    yield Outgoing(_rule_message(rule), {key})
+                else:
+                    state.acknowledged.add(key)
         overdue = self._overdue.message(state)
         if overdue is not None:
             yield overdue
@@ -213,13 +238,16 @@ class Notifier:
         conditions = [self._conditions.pop(key) for key in list(self._conditions) if key in everybody]
         if conditions:
             self.store.mark_conditions_notified(conditions, now)
+        rules = [self._rules.pop(key) for key in list(self._rules) if key in everybody]
+        if rules:
+            self.store.mark_rules_notified(rules, now)
         pending = self._pending()
         for state in self._receivers:
             state.acknowledged &= pending
 
     def _pending(self) -> set[Key]:
         runs: set[Key] = {("run", run_id) for run_id in self._waiting}
-        return runs | self._overdue.pending | self._conditions.keys()
+        return runs | self._overdue.pending | self._conditions.keys() | self._rules.keys()
 
 
 _OVERDUE_SHARE: Final = 20

@@ -152,7 +152,8 @@ _ALARMING: Final = frozenset(("failed", "overdue"))
 """Subscriptions to one of these kinds get alarms, whatever their organisations."""
 
 Key = tuple[str, int | str]
-"""("run", its id), ("overdue", target id), ("observed", target id), ("began" or "ended", a condition), or the alarm."""
+"""("run", its id), ("overdue", target id), ("observed", target id), ("began" or "ended", a condition),
+("rule_broken" or "rule_mended", a rule and its newest finding), or the alarm."""
 ALARM: Final[Key] = ("alarm", 0)
 ALARM_OVER: Final[Key] = ("alarm over", 0)
 

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, or_, select
 
 from etl.report.conditions import Condition
 from etl.report.reading import short_transaction
@@ -44,6 +44,32 @@ def states_within(connection: Connection) -> list[RuleState]:
     chosen = select(*(columns[name] for name in RuleState._fields))
     chosen = chosen.join_from(rule, opened, opened.c.rule == rule.c.rule, isouter=True).order_by(rule.c.rule)
     return [RuleState(*row) for row in connection.execute(chosen)]
+
+
+class RuleDay(NamedTuple):
+    """How many findings of a rule were open at some time of a day, in UTC."""
+
+    day: dt.date
+    open: int
+
+
+def days_of(connection: Connection, name: str, now: dt.datetime, most: int) -> list[RuleDay]:
+    """The latest days since the rule first found something, the oldest first; none if it never did."""
+    first = connection.scalar(select(func.min(finding.c.since)).where(finding.c.rule == name))
+    if first is None:
+        return []
+    today = now.astimezone(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    begin = max(first.replace(hour=0, minute=0, second=0, microsecond=0), today - dt.timedelta(days=most - 1))
+    # those of one evaluation are counted together, so the number of findings does not matter
+    spans = select(finding.c.since, finding.c.until, func.count()).group_by(finding.c.since, finding.c.until)
+    spans = spans.where(finding.c.rule == name, or_(finding.c.until.is_(None), finding.c.until >= begin))
+    found = [tuple(row) for row in connection.execute(spans)]
+    days = [begin + dt.timedelta(days=number) for number in range((today - begin).days + 1)]
+    after = [day + dt.timedelta(days=1) for day in days]
+    return [
+        RuleDay(day.date(), sum(many for since, until, many in found if since < end and (until is None or until > day)))
+        for day, end in zip(days, after, strict=True)
+    ]
 
 
 def failing_rules(states: Sequence[RuleState]) -> Iterator[Condition]:

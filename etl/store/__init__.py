@@ -132,6 +132,8 @@ class Store(Transactions):
     clear_overdue = writes(notifications.clear_overdue)
     unnotified_conditions = reads(notifications.unnotified_conditions)
     mark_conditions_notified = writes(notifications.mark_conditions_notified)
+    untold_rules = reads(notifications.untold_rules)
+    mark_rules_notified = writes(notifications.mark_rules_notified)
 
     known_webhooks = reads(webhooks.webhooks)
     due_for_webhook = reads(webhooks.due)

@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, func, or_, select, update
 
 from etl.domain.model import Origin, RunStatus, Target
-from etl.schema import TARGET_KEY, condition, overdue_notice, sync_run, target
+from etl.schema import TARGET_KEY, condition, finding, overdue_notice, rule, sync_run, target
 from etl.store import webhooks
 from etl.store.bulk import insert_into
 from etl.store.webhooks import NewNotice
@@ -154,3 +154,38 @@ def mark_conditions_notified(connection: Connection, notified: Sequence[Unnotifi
 
 def _is(each: OpenCondition) -> ColumnElement[bool]:
     return and_(condition.c.code == each.code, condition.c.cause == each.cause)
+
+
+class UntoldRule(NamedTuple):
+    """A rule that has findings which receivers do not know, or none any more although they know of some."""
+
+    rule: str
+    title: str
+    severity: str
+    open: int
+    new: int
+    """Open findings that receivers do not know."""
+    newest: int
+    """The highest id of an open finding, or else the one that they know."""
+    ended_by: str | None
+    """How the finding that ended last did."""
+
+
+def untold_rules(connection: Connection) -> list[UntoldRule]:
+    """The rules of which receivers must be told."""
+    is_open = and_(finding.c.rule == rule.c.rule, finding.c.until.is_(None))
+    of_rule = (rule.c.rule, rule.c.title, rule.c.severity, rule.c.broken_told_at)
+    many, new = func.count(finding.c.id), func.count().filter(finding.c.id > rule.c.told_id)
+    newest = func.coalesce(func.max(finding.c.id), rule.c.told_id)
+    last = select(finding.c.ended_by).where(finding.c.rule == rule.c.rule, finding.c.until.is_not(None))
+    last = last.order_by(finding.c.until.desc(), finding.c.id.desc()).limit(1).correlate(rule)
+    found = select(*of_rule, many, new, newest, last.scalar_subquery()).join_from(rule, finding, is_open, isouter=True)
+    rows = connection.execute(found.group_by(rule.c.rule).order_by(rule.c.rule))
+    return [UntoldRule(*row[:3], *row[4:]) for row in rows if row[5] or (row.broken_told_at and not row[4])]
+
+
+def mark_rules_notified(connection: Connection, notified: Sequence[UntoldRule], now: dt.datetime) -> None:
+    """Record that every receiver knows of these."""
+    for each in notified:
+        known = update(rule).where(rule.c.rule == each.rule)
+        connection.execute(known.values(told_id=each.newest, broken_told_at=now if each.open else None))

@@ -17,15 +17,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
+from etl.domain.rules import as_object
 from etl.errors import DatabaseError
 from etl.log import get_logger
 from etl.report import summaries, trail_page
 from etl.report.condition_checks import incomplete_directories
 from etl.report.details import detail_sentences
-from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS, TARGETS, UNLISTED
+from etl.report.listings import CHANGES, EVENTS, FINDINGS, GAPS, HELD_WORKFLOWS, RUNS, TARGETS, UNLISTED
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflowEvent, columns_of
+from etl.report.rules import RuleState, days_of, states_within
 from etl.report.runs import causes, issues, versions
 from etl.report.trail_page import Position
 from etl.report.workflow_page import UserChange, search, user_changes
@@ -51,6 +53,8 @@ _SHOWN: Final = 100
 _FOUND: Final = 50
 _FEW: Final = 20
 _LATEST: Final = 10
+_DAYS: Final = 90
+"""Of a rule's strip."""
 
 
 def first(site: Site, request: Request) -> Response:
@@ -147,6 +151,35 @@ def run(site: Site, request: Request) -> Response:
     return html(request, "run.html", {"asked": asked, "run": found, "now": site.now(), "most": _SHOWN, **values})
 
 
+def rules(site: Site, request: Request) -> Response:
+    asked = RequestParams(request)
+    fmt = asked.format()
+    with short_transaction(site.engine) as connection:
+        states = states_within(connection)
+    if fmt:
+        return rows_file("rules", columns_of(RuleState), states, fmt)
+    return html(request, "rules.html", {"asked": asked, "now": site.now(), "rules": states})
+
+
+def rule(site: Site, request: Request) -> Response:
+    """A rule, also one that is gone but has found something."""
+    asked = RequestParams(request)
+    name, fmt = asked.id("rule"), asked.format()
+    listing = TableQuery.of(site, FINDINGS, rule=name, show=asked.one_of("show", ("open", "ended")))
+    with short_transaction(site.engine) as connection:
+        state = next((each for each in states_within(connection) if each.rule == name), None)
+        days = days_of(connection, name, site.now(), _DAYS)
+        if state is None and not days:
+            raise HTTPException(404, "There is no such rule, and there never was one that found something.")
+        values = {} if fmt else listing.shown(connection, asked)
+    if fmt:
+        return listing_file(site, listing, fmt)
+    values["rows"] = [(each, as_object(each.row)) for each in values["rows"]]
+    return html(
+        request, "rule.html", {"asked": asked, "now": site.now(), "name": name, "rule": state, "days": days, **values}
+    )
+
+
 def found(site: Site, request: Request) -> Response:
     asked = RequestParams(request)
     part = asked.text("q").strip()
@@ -169,6 +202,8 @@ def pages(site: Site) -> list[BaseRoute]:
         Route("/runs", partial(a_list, listing=RUNS, template="runs.html")),
         Route("/runs/{run_id}", partial(run, site)),
         Route("/search", partial(found, site)),
+        Route("/rules", partial(rules, site)),
+        Route("/rules/{rule}", partial(rule, site)),
         Route("/unlisted", partial(a_list, listing=UNLISTED, template="unlisted.html", beside=_directories)),
         Route("/held", partial(a_list, listing=HELD_WORKFLOWS, template="held.html", beside=_holds)),
         Route("/targets", partial(lists.all_targets, site)),

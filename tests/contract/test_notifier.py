@@ -16,6 +16,7 @@ from etl.database import reading, writing
 from etl.notify import Alarm, Freshness, Message, Notifier, Receiver, Subscription, Timing, receivers
 from etl.report.health import Overdue
 from etl.schema import target
+from etl.store.findings import Evaluation
 from etl.store.notifications import OpenCondition
 from tests.support.builders import flow
 from tests.support.receiver import PATIENCE_SECONDS, HttpReceiver
@@ -338,3 +339,47 @@ def test_an_unreachable_receiver_is_known_until_it_is_reached(history: RunHistor
         "it is left alone for some hundredths of a second"
     )
     assert under_test.failing() == []
+
+
+def evaluated(history: RunHistory, *keys: str, text: str = "SELECT 1") -> None:
+    """The rule was evaluated and found these."""
+    known = history.store.known_rules().get("daily")
+    said = ("daily", "Flows run @daily", "error", text, known and known.evaluated_at, now(), 0, 1)
+    history.store.write_evaluation(Evaluation(*said, found=dict.fromkeys(keys, "{}")))
+
+
+def test_each_receiver_is_told_once_of_a_rule_that_is_broken_and_once_when_it_is_mended(
+    history: RunHistory, receiver: HttpReceiver
+) -> None:
+    wanted = wants(receiver.url, on=("rule_broken", "rule_mended")) + wants(receiver.url, on=("held",))
+
+    def told() -> list[str]:
+        before = len(receiver.got)
+        for _ in range(2):  # after a restart there is nothing to tell
+            assert notifier(history, wanted).flush(PATIENCE_SECONDS)
+        return [f"{each.title}. {each.message}" for each in receiver.got[before:]]
+
+    evaluated(history, "a", "b")
+    shows = "`flowtrail rules list daily` shows them."
+    assert told() == [f"Flowtrail: rule broken: daily. Flows run \\x40daily: 2 findings (error). {shows}"]
+    evaluated(history, "b", "c")
+    assert told() == [
+        f"Flowtrail: rule broken: daily. Flows run \\x40daily: 2 findings, 1 of them new (error). {shows}"
+    ]
+    evaluated(history, "c")
+    assert told() == [], "it is still broken, and nothing is new"
+    evaluated(history)
+    assert told() == ["Flowtrail: rule mended: daily. Flows run \\x40daily: this is so again."]
+    evaluated(history, "c")
+    assert told() == [f"Flowtrail: rule broken: daily. Flows run \\x40daily: 1 finding (error). {shows}"]
+    evaluated(history, text="SELECT 2")
+    assert told() == ["Flowtrail: rule mended: daily. Flows run \\x40daily: the rule was changed, and finds nothing."]
+
+
+def test_what_a_rule_found_and_was_mended_before_anybody_heard_of_it_is_not_told(
+    history: RunHistory, receiver: HttpReceiver
+) -> None:
+    evaluated(history, "a")
+    evaluated(history)
+    assert notifier(history, wants(receiver.url, on=("rule_broken", "rule_mended"))).flush(PATIENCE_SECONDS)
+    assert receiver.got == []

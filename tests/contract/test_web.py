@@ -306,7 +306,7 @@ def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
 
 
 def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:
-    assert {path: get(empty, path).status_code for path in PAGES[:7]} == dict.fromkeys(PAGES[:7], 200)
+    assert {path: get(empty, path).status_code for path in PAGES[:8]} == dict.fromkeys(PAGES[:8], 200)
     first = get(empty, "/").text
     assert "There are no targets yet" in first
     assert "was looked at" not in first, "nobody looked"
@@ -362,6 +362,9 @@ PARAMETERS = {
     "/trail": "org user flow name since until kind after format",
     "/held": "org user page format",
     "/gaps": "page format",
+    "/rules": "format",
+    "/rules/daily": "show page format",
+    "/rules/{}": "page",
     "/targets": "org user show cause as_of page format",
     "/targets/o1/alice": "as_of since find cycle expression table page format",
     "/targets/{}/{}": "page",

@@ -25,7 +25,8 @@ from etl.report.listings import FLOWS, HISTORY, RUNS, STATES, WORKFLOWS
 from etl.report.rows import COVERAGE_LABELS, Difference, OrgWorkflow, columns_of, view
 from etl.web.labels import target_path, workflow_path
 from etl.web.page import PAGE_ROWS, rows_file
-from tests.support.browser import ALICE, BOB, CAROL, HOSTILE_ORG, engine, get, month, rows, server
+from etl.web.server import HttpServer
+from tests.support.browser import ALICE, BOB, CAROL, HOSTILE_NAME, HOSTILE_ORG, engine, get, month, rows, server
 from tests.support.builders import after
 
 __all__ = ["engine", "month", "server"]
@@ -431,3 +432,17 @@ def test_the_timeline_draws_gaps_that_ended_and_gaps_that_did_not(server) -> Non
     assert ("dave", "the same before and after") in shown
     ends = [dt.datetime.fromisoformat(said[1]) for said in silence["customdata"] if said[2] == "not ended"]
     assert ends == [dt.datetime.fromisoformat("2026-04-08 17:00:00")], "an open silence lasts until now"
+
+
+def test_a_rule_shows_what_it_found_and_on_which_days(server: HttpServer) -> None:
+    (line,) = rows(server, "/rules")
+    assert (line["rule"], line["severity"], line["open"]) == ("daily", "error", 1)
+    found = [json.loads(row["row"])["flow_id"] for row in rows(server, "/rules/daily")]
+    assert found == ["66", "5"]
+    assert [row["ended_by"] for row in rows(server, "/rules/daily", show="ended")] == ["mended"]
+    page = get(server, "/rules/daily").text
+    days = re.findall(r'class="tick tick-(\w+)" title="[-0-9]+: (\d+) finding', page)
+    assert days == [("failed", "2")] * 7 + [("failed", "1")] * 2
+    assert workflow_path("66", HOSTILE_ORG.org_id).replace("&", "&amp;") in page
+    assert HOSTILE_NAME not in page
+    assert get(server, "/rules/weekly").status_code == 404

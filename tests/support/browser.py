@@ -21,8 +21,10 @@ from starlette.routing import BaseRoute
 from etl.database import connect
 from etl.domain import verdict
 from etl.domain.model import Flow, Outcome, RunStatus, Target
+from etl.domain.rules import as_json
 from etl.errors import Refused
 from etl.store import NewAcknowledgement, NewRun
+from etl.store.findings import Evaluation
 from etl.web.app import create_app
 from etl.web.labels import target_path, workflow_path
 from etl.web.page import Site
@@ -47,14 +49,14 @@ HOSTILE_ORG = Target('</script><b onmouseover="alert(1)">o9</b>', "<i>u</i>", '"
 
 
 PAGES = [
-    *("/", "/?days=7", "/trail", "/held", "/targets", "/workflows", "/gaps"),
-    *("/?days=365", "/events", "/events/2", "/runs", "/runs/5", "/search?q=1"),
+    *("/", "/?days=7", "/trail", "/held", "/targets", "/workflows", "/gaps", "/rules"),
+    *("/?days=365", "/events", "/events/2", "/runs", "/runs/5", "/search?q=1", "/rules/daily"),
     *("/targets?as_of=2026-03-20", target_path("o1", "alice"), target_path("o2", "carol")),
     target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
     *("/workflows?org=o2", "/workflows?org=o2&as_of=2026-03-20"),
     *(workflow_path("66", HOSTILE_ORG.org_id), workflow_path("5", "o2")),
 ]
-"""One of each kind; the first seven are there without any rows, too."""
+"""One of each kind; the first eight are there without any rows, too."""
 
 
 def write_month(engine: Engine, url: str) -> None:
@@ -78,6 +80,13 @@ def write_month(engine: Engine, url: str) -> None:
         _run(diary, after(days=day), outcomes)
     agreed = NewAcknowledgement(made_by="ada <b>", org_id="o2", kind="renamed", until=after(days=30), ticket="CHG-<1>")
     diary.store.acknowledge([agreed], after(days=40))
+    hostile = {"org_id": HOSTILE_ORG.org_id, "flow_id": "66", "flow_name": HOSTILE_NAME}
+    rows = [as_json(row) for row in ({"org_id": "o2", "user_id": "carol", "flow_id": "5", "n": 1.5}, hostile)]
+    looked = None
+    for day, found in ((30, rows), (36, rows[1:])):
+        said = ("daily", "Flows run <b>daily</b>", "error", "SELECT", looked, after(days=day), 0, 7)
+        diary.store.write_evaluation(Evaluation(*said, found={row: row for row in found}))
+        looked = after(days=day)
 
 
 def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
