@@ -30,6 +30,7 @@ from etl.store.notifications import OpenCondition
 from etl.store.webhooks import NewNotice, Notice
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, EVE, RunHistory
+from tests.support.served import wait_until
 from tests.support.webhook_receiver import PATIENCE_SECONDS, SECRET, WebhookReceiver
 
 ON_SQLITE = pytest.mark.parametrize("dialect", ["sqlite"])
@@ -419,6 +420,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], float, str]] = {
     "gone": (410, {}, 86400, "HTTP 410: it wants nothing more"),
     "too many": (429, {"Retry-After": "120"}, 120, "HTTP 429"),
     "too busy for a week": (503, {"Retry-After": "604800"}, 86400, "HTTP 503"),
+    "again at once": (503, {"Retry-After": "1"}, 15, "HTTP 503"),
     "nonsense": (503, {"Retry-After": "soon"}, 15, "HTTP 503"),
 }
 
@@ -592,6 +594,36 @@ def test_a_name_that_is_not_found_and_a_certificate_that_is_refused_are_said(
         "its certificate is refused",
         "its name is not found",
     ]
+
+
+@ON_SQLITE
+def test_a_replica_that_stands_by_says_nothing_of_receivers(history: RunHistory, tmp_path: Path) -> None:
+    """It does not know any more how they are: another one sends."""
+    history.run({EVE: [flow(1), flow(2)]})
+    roles = ["active"]
+    was_active = sender(history, tmp_path, "http://127.0.0.1:9/", is_active=lambda: roles == ["active"])
+    was_active.start()
+    assert not was_active.wait(PATIENCE_SECONDS)
+    assert (was_active.status().failing_since is None, was_active.status().behind_seconds > 0) == (False, True)
+    roles.clear()
+    was_active.wake()
+    wait_until(lambda: was_active.status().failing_since is None)
+    assert was_active.status().behind_seconds == 0
+    was_active.stop(PATIENCE_SECONDS)
+
+
+@ON_SQLITE
+def test_what_a_webhook_lacks_is_kept_for_it_but_not_for_ever(
+    history: RunHistory, receiver: WebhookReceiver, tmp_path: Path
+) -> None:
+    history.store.begin_webhooks(["away"], now())
+    with writing(history.engine) as connection:
+        insert = "INSERT INTO webhook_notice VALUES (1, 1, 'unwanted', '2020-01-01 00:00:00.000000', NULL, 's', '{}')"
+        connection.execute(text(insert))
+    wrong("gateway_down", history)
+    assert flush([sender(history, tmp_path, receiver.url)], PATIENCE_SECONDS) == []
+    with reading(history.engine) as connection:
+        assert connection.execute(text("SELECT id FROM webhook_notice")).scalars().all() == [2]
 
 
 @ON_SQLITE
