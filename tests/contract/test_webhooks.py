@@ -291,6 +291,8 @@ def test_notices_are_numbered_in_the_order_of_their_commits(history: RunHistory)
     with writing(history.engine) as connection:
         webhooks.note(connection, [NewNotice("condition.began", now(), "early", {})], now())
         other.start()
+        other.join(0.3)  # long enough to take a number, if nothing held it up
+        assert other.is_alive()
     other.join()
     due, _ = history.store.due_for_webhook(webhooks.Place(1, 0, 0), ["condition.began"], (), 9)
     assert [(each.happened.id, each.happened.subject) for each in due] == [(1, "early"), (2, "late")]
