@@ -236,11 +236,21 @@ def _field(value: Any, *, keep_texts: bool) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        text = value if keep_texts else disarm(value)
-        return '"' + text.replace('"', '""') + '"' if _MUST_BE_QUOTED.search(text) else text
+        return _text_field(value, keep_texts)
     if isinstance(value, dt.datetime):
-        return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+        return _time_field(value)
     return str(value).lower()
+
+
+@functools.lru_cache(4096)
+def _text_field(text: str, keep_texts: bool) -> str:
+    text = text if keep_texts else disarm(text)
+    return '"' + text.replace('"', '""') + '"' if _MUST_BE_QUOTED.search(text) else text
+
+
+@functools.lru_cache(256)
+def _time_field(at: dt.datetime) -> str:
+    return at.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def jsonl_pages(columns: Sequence[Column], pages: Iterable[Page]) -> Iterator[bytes]:

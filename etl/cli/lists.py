@@ -42,9 +42,9 @@ from etl.report.runs import CAUSE_COLUMNS, causes
 from etl.report.targets import observed_targets, unknown_name
 from etl.system.clock import utc_now
 
-SEARCHES_ONLY: Final = (
-    "Only searches are known here: what happened in an organisation is concluded from whole lists, those of targets "
-    "without an expression."
+NO_WHOLE_LISTS: Final = (
+    "No user's whole list is known here: what happened in an organisation, and who sees what, is concluded from these "
+    "alone, not from searches and not from the directory."
 )
 _USERS_NAMED: Final = 5
 _TARGET: Final = ("org_id", "user_id", "expression")
@@ -84,7 +84,7 @@ def flows(options: Options, targets: bool) -> None:
         elif targets:
             _print(options, targets_as_of(app.engine, at, **whose), _TARGETS_THEN, empty)
         elif _print(options, flows_as_of(app.engine, at, **asked), _THEN, empty):
-            seen = observed_targets(app.engine, at, **whose)
+            seen = observed_targets(app.engine, at, org=options.org, user=options.user)
             if missing := seen.targets - seen.observed:
                 lacking = f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
                 console.complain(lacking, "yellow")
@@ -197,7 +197,7 @@ def history(options: Options, flow_id: str) -> None:
         if options.json:
             return
         if shown and only_searches:
-            console.say(SEARCHES_ONLY)
+            console.say(NO_WHOLE_LISTS)
         happened = EVENTS.rows(app.engine, flow=flow_id, org=options.org, limit=options.one_more())
         console.table(
             "\nWhat happened to it in its organisation", EVENT_COLUMNS, event_cells(app, happened), None, **how
@@ -337,8 +337,8 @@ def why_empty(
 ) -> str:
     """Why there is no ``what``, or no workflow, ``at`` a past moment (None: now).
 
-    ``of_user``: whether the user is one whose list was asked for. ``whole_lists``: whether only lists without a search
-    expression count. ``hint``: what may be asked for instead.
+    ``of_user``: whether the user is one whose list was asked for. ``whole_lists``: whether only users' lists without a
+    search expression count. ``hint``: what may be asked for instead.
     """
     narrowed = bool(what or options.flow or options.name or options.cycle)
     what = what or ("such workflows" if narrowed else "workflows")
@@ -346,9 +346,10 @@ def why_empty(
     wrong = unknown_name(engine, org=org, user=user)
     if wrong is not None:
         return wrong
-    seen = observed_targets(engine, at or utc_now(), org=org, user=user)
-    if whole_lists and seen.targets and seen.searches == seen.targets:
-        return SEARCHES_ONLY
+    known = observed_targets(engine, at or utc_now(), org=org, user=user)
+    seen = observed_targets(engine, at or utc_now(), org=org, user=user, whole_lists=True) if whole_lists else known
+    if known.targets and not seen.targets:
+        return NO_WHOLE_LISTS
     if not seen.targets:
         return "Nothing was observed yet: run `flowtrail sync`."
     if seen.first_at is None:

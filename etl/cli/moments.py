@@ -87,11 +87,11 @@ def review(options: Options, output: Path) -> None:
     require_new(output, force=options.force)
     with options.reading() as app:
         require_names(app.engine, org=org)
-        seen = observed_targets(app.engine, at, org=org)
-        if seen.observed == seen.retired or seen.searches == seen.targets:  # an empty file would look like an answer
+        seen = observed_targets(app.engine, at, org=org, whole_lists=True)
+        if seen.observed == seen.retired:  # an empty file would look like an answer
             raise UsageError(why_empty(app.engine, options, at=at, whole_lists=True))
-        if seen.searches:
-            left_out = counted(seen.searches, "search", "searches")
+        if searches := observed_targets(app.engine, at, org=org).searches:
+            left_out = counted(searches, "search", "searches")
             console.complain(f"Left out: {left_out}. A review has whole lists.", "yellow")
         origin = origin_of(app, "review", replace(options, as_of=at.isoformat()))
         count = export(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections import Counter
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import astuple
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, Text, bindparam, func, select, text
@@ -21,11 +21,8 @@ from etl.report.listings import STATES
 from etl.report.names import WHOLE
 from etl.report.reading import sql
 from etl.report.rows import Coverage, Difference, TargetAsOf, sql_columns
-from etl.report.targets import KnownTarget, listing
+from etl.report.targets import WHOLE_LISTS, KnownTarget, listing
 from etl.schema import UtcTime, change_set, target
-
-WHOLE_LISTS: Final = "t.expression = '' AND t.user_id <> ''"
-"""Those that count in an organisation."""
 
 
 def whole_lists(org: str) -> tuple[ColumnElement[bool], ...]:

@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from etl.database import reading
 from etl.domain.kinds import LABELS
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
-from etl.report.difference import WHOLE_LISTS
 from etl.report.reading import stream
 from etl.report.rows import COVERAGE_LABELS, TargetAsOf
+from etl.report.targets import WHOLE_LISTS
 
 NOT_KNOWN: Final = "not known"
 

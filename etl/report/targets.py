@@ -87,12 +87,19 @@ class ObservedTargets(NamedTuple):
     """The last observation that is recorded now."""
 
 
+WHOLE_LISTS: Final = "t.expression = '' AND t.user_id <> ''"
+"""Those that count in an organisation: no searches, and no directory."""
+
+
 def observed_targets(
-    engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None
+    engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None, whole_lists: bool = False
 ) -> ObservedTargets:
-    """What was known at ``at`` (aware) of an organisation, a user, or all targets. Raises DatabaseError."""
+    """What was known at ``at`` (aware) of an organisation, a user, or all targets. Raises DatabaseError.
+
+    ``whole_lists``: whether only those count that count in an organisation.
+    """
     given = {name: value for name, value in (("org_id", org), ("user_id", user)) if value is not None}
-    chosen = " AND ".join(f"t.{name} = :{name}" for name in given) or "TRUE"
+    chosen = " AND ".join([f"t.{name} = :{name}" for name in given] + [WHOLE_LISTS] * whole_lists) or "TRUE"
     statement = text(sql("observed_targets").format(chosen=chosen)).bindparams(bindparam("at", at, UtcTime))
     with reading(engine) as connection:
         found = connection.execute(statement.columns(*sql_columns(ObservedTargets)), given)

@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from etl.cli import app
 from etl.cli.console import cell, laid_out
-from etl.cli.lists import SEARCHES_ONLY, same_lives
+from etl.cli.lists import NO_WHOLE_LISTS, same_lives
 from etl.database import connect, reading
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
@@ -190,8 +190,8 @@ def test_where_only_searches_are_asked_nothing_happened_in_the_organisation_and_
         kept = [connection.scalar(select(func.count()).select_from(t)) for t in (org_event, org_flow, org_step)]
     assert kept == [0, 0, 0]
     for command in ("events", "workflows", "workflows --as-of now", "history 1"):
-        assert SEARCHES_ONLY in program(*command.split()).stdout, command
-    assert SEARCHES_ONLY not in program("changes").stdout
+        assert NO_WHOLE_LISTS in program(*command.split()).stdout, command
+    assert NO_WHOLE_LISTS not in program("changes").stdout
     with site(engine) as server:
         target = f"/targets/{ORG}/{ANN}?expression=charger"
         for path in ("/events", f"/workflows?org=={ORG}", f"/workflows/{ORG}/1", target):

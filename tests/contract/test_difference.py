@@ -284,3 +284,30 @@ def test_the_command_prints_a_table_json_or_csv_and_refuses_what_has_no_answer(
     for (begin, end, *more), sentence in refused.items():
         done = diff(begin, end, *more)
         assert (type(done.exception), sentence in str(done.exception)) == (UsageError, True), (begin, end, more)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.parametrize(
+    ("left", "sentence"),
+    {
+        "only a directory": ({}, "No user's whole list is known here"),
+        "only a search": ({Target("o1", "ann", "e"): [ONE]}, "No user's whole list is known here"),
+        "a user who failed": ({ANN: "62109"}, "Not observed yet: 1 target was asked for, without a valid answer"),
+        "a user who was retired": ({ANN: [ONE]}, "No workflows then: 1 target was retired then"),
+    }.values(),
+)
+def test_a_review_without_any_users_list_is_refused_whatever_the_directory_says(
+    engine: Engine, database_url: str, tmp_path: Path, left: dict[Target, Any], sentence: str
+) -> None:
+    """Nor does the list of workflows say that lists were empty."""
+    settings, directory = tmp_path / "flowtrail.toml", Target("o1", "")
+    settings.write_text(f'[database]\nurl = "{database_url}"\n')
+    history = RunHistory(engine)
+    history.run({directory: [ONE], **left})
+    history.store.retire_others([directory], dt.datetime.now(dt.UTC), None)
+    told = CliRunner().invoke(app, ["workflows", "--config", str(settings), "--org", "o1", "--as-of", "now"])
+    assert ANN in left or sentence in told.stdout
+    asked = ["review", "--config", str(settings), "--org", "o1", "-o", str(tmp_path / "r.csv")]
+    done = CliRunner().invoke(app, asked)
+    assert (type(done.exception), sentence in str(done.exception)) == (UsageError, True), done.exception
+    assert not list(tmp_path.glob("r.*"))
