@@ -106,9 +106,12 @@ def read_rules(folder: Path) -> Rules:
     usable, refused = list[Rule](), list[Refused]()
     names, files = dict[str, str](), dict[tuple[int, int], str]()
     for number, path in enumerate(paths):
+        if number == MOST_RULES:
+            many = f"there may be at most {MOST_RULES} rules: this file and all after it are left out"
+            refused.append(Refused(path.stem, Problem(str(path), many)))
+            refused.append(Refused("", Problem(str(folder), f"has {len(paths)} files of rules: {MOST_RULES} are used")))
+            break
         try:
-            if number >= MOST_RULES:
-                raise _Complaint(f"there may be at most {MOST_RULES} rules")
             _require_once(path, names, files)
             usable.append(_read(path))
         except _Complaint as complaint:
@@ -121,8 +124,10 @@ def signature(folder: Path) -> tuple[object, ...]:
     found = list[tuple[object, ...]]()
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob("[!.]*.sql")):
-            status = path.stat()
-            found.append((path.name, status.st_mtime_ns, status.st_size, status.st_ino))
+            found.append((path.name,))
+            with contextlib.suppress(OSError):  # a link that leads nowhere hides no other file
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, status.st_ino))
     return tuple(found)
 
 
@@ -248,11 +253,17 @@ def _statement(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     first = tokens[0]
     if first.text.lower() not in ("select", "with"):
         raise _Complaint(f"begins with {shown(first.text)}: {_ONLY}", first.line)
+    depth = 0
     for token in tokens:
+        depth += (token.text == "(") - (token.text == ")")
+        if depth < 0:
+            raise _Complaint("has a ) too many", token.line)
         if token.text == ";":
             raise _Complaint(f"has a second statement after a semicolon: {_ONLY}", token.line)
         if token.kind == "name" and token.text.lower() in _CHANGES:
             raise _Complaint(f"has the word {token.text.upper()}: {_ONLY}, which only reads", token.line)
+    if depth:
+        raise _Complaint("has a ( that is not closed", tokens[-1].line)
     calls = {
         before.text.strip('"') if before.kind == "named" else before.text.lower()
         for before, after in pairwise(tokens)

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from select import select
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine
 
 from etl.database import session
-from etl.database.engine import code_of, file_of
+from etl.database.engine import file_of
 from etl.database.errors import translated
 from etl.database.journal import has_waiting_writer
 from etl.domain.rules import Found
@@ -27,30 +33,23 @@ from etl.schema.columns import UnreadableTime
 MOST_ROWS: Final = 10_000
 _MOST_ROW_BYTES: Final = 100_000
 _MOST_BYTES: Final = 10_000_000
-_LARGE_ROW: Final = f"gives a row of more than {_MOST_ROW_BYTES:,} bytes: leave out long columns"
+_LARGE_ROW: Final = f"makes a row or a value of more than {_MOST_ROW_BYTES:,} bytes: leave out long columns"
 _LARGE: Final = f"gives more than {_MOST_BYTES // 1_000_000} MB: leave out long columns"
 _MANY: Final = f"gives more than {MOST_ROWS:,} rows: a rule should find little"
-_STEPS: Final = 10_000
-"""Instructions of SQLite between two looks at the clock: some tenths of a millisecond."""
+_BOUNDS: Final = {
+    "row_bytes": _MOST_ROW_BYTES,
+    "bytes": _MOST_BYTES,
+    "rows": MOST_ROWS,
+    "large_row": _LARGE_ROW,
+    "large": _LARGE,
+    "many": _MANY,
+}
+_PATIENCE_SECONDS: Final = 5.0
+"""How long the reader waits for a lock."""
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LOOK_SECONDS: Final = 0.02
-_NOT_ON_SQLITE: Final = frozenset({"load_extension", "random", "randomblob", "fts3_tokenizer"})
-_READS: Final = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
-_DENIED: Final = {
-    sqlite3.SQLITE_ATTACH: "reads another database",
-    sqlite3.SQLITE_PRAGMA: "has a PRAGMA",
-    sqlite3.SQLITE_READ: "reads another database",
-}
-_LIMITS: Final = {
-    sqlite3.SQLITE_LIMIT_LENGTH: _MOST_BYTES,
-    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
-    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 1000,
-}
-_OF_THE_DATABASE: Final = frozenset(
-    {
-        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT),
-        *(sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL),
-    }
-)
+"""How often to see whether a writer waits on SQLite."""
+_READER: Final = Path(__file__).with_name("sqlite_reader.py")
 _OF_THE_STATEMENT: Final = ("0A", "21", "22", "25", "2F", "38", "39", "42", "54", "P0", "53100", "53200", "53400")
 """The beginnings of PostgreSQL's codes for what a statement does wrong, or needs too much of."""
 _CANCELLED: Final = "57014"
@@ -73,113 +72,103 @@ class Query(NamedTuple):
     """Whether nobody waits for its result any more."""
 
 
-def select_only(engine: Engine, query: Query, beside: str) -> tuple[Found, int | None]:
-    """What a query finds, and the number that ``beside``, a statement of ours, gives at the same moment.
+Select = Callable[[Query, str], tuple[Found, int | None]]
+"""What a query finds, and the number that another statement, one of ours, gives at the same moment.
 
-    Nothing that the statement does outlives it. Raises RuleFailed, GaveWay, DatabaseError.
-    """
-    evaluate = _on_sqlite if engine.dialect.name == "sqlite" else _on_postgresql
-    return evaluate(engine, query, beside)
+Nothing that the query does outlives it. Raises RuleFailed, GaveWay, DatabaseError.
+"""
+
+
+@contextlib.contextmanager
+def selecting(engine: Engine) -> Iterator[Select]:
+    """Evaluates queries within the block, one at a time. The engine has to be one for this alone."""
+    if engine.dialect.name != "sqlite":
+        try:
+            yield partial(_on_postgresql, engine)
+        finally:
+            engine.dispose()  # a lock that a function took behind a view would last as long as the session
+        return
+    with contextlib.closing(_SqliteReader(engine)) as reader:
+        yield reader.select
 
 
 def _too_long(seconds: float) -> RuleFailed:
     return RuleFailed(f"was ended after {seconds:g} s: make it read less, or raise [rules] timeout")
 
 
-def _checked(rows: Iterator[list[Any]], size: Callable[[list[Any]], int]) -> list[list[Any]]:
-    """All rows, unless they are too many or too large."""
-    taken, total = list[list[Any]](), 0
-    for row in rows:
-        total += (length := size(row))
-        if length > _MOST_ROW_BYTES:
-            raise RuleFailed(_LARGE_ROW)
-        if len(taken) == MOST_ROWS:
-            raise RuleFailed(_MANY)
-        if total > _MOST_BYTES:
-            raise RuleFailed(_LARGE)
-        taken.append(row)
-    return taken
-
-
 # ------------------------------------------------------------------------------------------------------------ SQLite
 
 
-class _Watch:
-    """Ends the statement when its time is over, or when a writer waits for it, and says what it was refused."""
+class _SqliteReader:
+    """A process that reads, begun when it is needed, and killed where it is not to go on."""
 
-    def __init__(self, engine: Engine, query: Query) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._file = file_of(engine.url)
-        self._stopped = query.stopped
-        self._look_at = 0.0
-        self._ends_at = time.monotonic() + query.seconds
-        self.denied = ""
-        self.gave_way = False
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def step(self) -> bool:
-        """Whether to interrupt; called by SQLite every so many instructions."""
-        now = time.monotonic()
-        if now > self._ends_at:
-            return True
-        if now > self._look_at and self._file is not None:
-            self._look_at = now + _LOOK_SECONDS
-            self.gave_way = self._stopped() or has_waiting_writer(self._file)
-        return self.gave_way
+    def close(self) -> None:
+        """End the process, and with it whatever it does, and its lock."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.kill()
+            with process:  # closes its pipes, and waits
+                pass
 
-    def authorize(self, action: int, first: str | None, second: str | None, schema: str | None, _: object) -> int:
-        if action in _READS and schema in (None, "main"):
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_FUNCTION and str(second).lower() not in _NOT_ON_SQLITE:
-            return sqlite3.SQLITE_OK
-        calls = f"calls {second}(), which does not give the same answer twice or acts on something"
-        self.denied = calls if action == sqlite3.SQLITE_FUNCTION else _DENIED.get(action, "does more than read")
-        return sqlite3.SQLITE_DENY
+    def select(self, query: Query, beside: str) -> tuple[Found, int | None]:
+        if self._file is None:
+            raise RuleFailed("cannot be evaluated: a database in memory cannot be read by a process of its own")
+        asked = {"file": str(self._file), "sql": query.sql, "beside": beside, "patience": _PATIENCE_SECONDS, **_BOUNDS}
+        with translated(self._engine):
+            try:
+                found = json.loads(self._answer(asked, query, self._file))
+            except BaseException:
+                self.close()
+                raise
+            if "code" in found:
+                raise _as_driver_error(found["error"], found["code"])
+        if "error" in found:
+            raise RuleFailed(printable(found["error"]))
+        rows = [[_moment(value) if isinstance(value, str) else value for value in row] for row in found["rows"]]
+        return Found(found["columns"], rows), found["number"]
 
+    def _answer(self, asked: dict[str, Any], query: Query, file: Path) -> bytes:
+        process, ends_at = self._running(), time.monotonic() + query.seconds
+        answer, said = process.stdout, bytearray()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.flush()
+        while not said.endswith(b"\n"):
+            if select([answer], [], [], _LOOK_SECONDS)[0]:
+                said += (part := os.read(answer.fileno(), 2**20))
+                if not part:
+                    raise RuleFailed("cannot be evaluated: the process that did came to an end")
+            elif query.stopped() or has_waiting_writer(file):
+                raise GaveWay
+            elif time.monotonic() > ends_at:
+                raise _too_long(query.seconds)
+        return bytes(said)
 
-def _on_sqlite(engine: Engine, query: Query, beside: str) -> tuple[Found, int | None]:
-    with translated(engine):
-        pooled = engine.raw_connection()
-        raw: Any = pooled.driver_connection
-        watch = _Watch(engine, query)
-        try:
-            for limit, most in _LIMITS.items():
-                raw.setlimit(limit, most)
-            raw.text_factory = lambda text: text.decode("utf-8", "replace")
-            raw.execute("PRAGMA query_only = ON")
-            raw.execute("BEGIN")
-            number = raw.execute(beside).fetchone()
-            raw.set_authorizer(watch.authorize)
-            raw.set_progress_handler(watch.step, _STEPS)
-            with _blamed_on_sqlite(query, watch):
-                cursor = raw.execute(query.sql)
-                columns = [column[0] for column in cursor.description]
-                rows = _checked(([_of_sqlite(value) for value in row] for row in cursor), _size)
-        finally:
-            pooled.invalidate()  # closed: nobody else gets a connection with these limits
-            pooled.close()
-    return Found(columns, rows), number and number[0]
-
-
-@contextlib.contextmanager
-def _blamed_on_sqlite(query: Query, watch: _Watch) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, MemoryError) as error:
-        if watch.gave_way:
-            raise GaveWay from None
-        if code_of(error) == sqlite3.SQLITE_INTERRUPT:
-            raise _too_long(query.seconds) from None
-        if watch.denied:
-            raise RuleFailed(f"{watch.denied}: a rule only reads this database") from None
-        if code_of(error) in _OF_THE_DATABASE:
-            raise
-        raise RuleFailed(f"cannot be evaluated: {printable(str(error))}") from None
+    def _running(self) -> Any:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._process is None:
+            self._process = subprocess.Popen(  # noqa: S603 - our own script
+                (sys.executable, "-I", "-S", _READER),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        return self._process
 
 
-def _of_sqlite(value: Any) -> Any:
-    """A value as PostgreSQL's JSON has it: bytes in hexadecimal digits, a time of ours with its zone."""
-    if isinstance(value, bytes):
-        return f"\\x{value.hex()}"
-    return _moment(value) if isinstance(value, str) else value
+def _as_driver_error(message: str, code: int) -> sqlite3.Error:
+    kind = sqlite3.DatabaseError if code & 0xFF in _DAMAGED else sqlite3.OperationalError
+    error = kind(message)
+    error.sqlite_errorcode = code
+    return error
 
 
 def _moment(text: str) -> str:
@@ -188,10 +177,6 @@ def _moment(text: str) -> str:
     except UnreadableTime:
         return text
     return text if at is None else at.isoformat().replace("+00:00", "Z")
-
-
-def _size(row: list[Any]) -> int:
-    return sum(len(value.encode()) if isinstance(value, str) else 8 for value in row)
 
 
 # -------------------------------------------------------------------------------------------------------- PostgreSQL
@@ -219,19 +204,33 @@ def _on_postgresql(engine: Engine, query: Query, beside: str) -> tuple[Found, in
             result = raw.execute(_AS_JSON.format(sql=query.sql, **_BOUNDS).encode())
         columns = [column.name for column in shape]
         times = [n for n, column in enumerate(shape) if column.type_code == _TIMESTAMPTZ]
-        rows = [_of_json(made, times) for made, _ in _checked(map(list, result), lambda row: row[1])]
+        rows = [_of_json(made, times) for made in _checked(result)]
         transaction.rollback()
     return Found(columns, rows), number and number[0]
 
 
-_BOUNDS: Final = {"row_bytes": _MOST_ROW_BYTES, "bytes": _MOST_BYTES, "rows": MOST_ROWS + 1}
 _COLUMNS: Final = "SELECT * FROM (\n{sql}\n) AS found LIMIT 0"
 _AS_JSON: Final = """
 SELECT CASE WHEN size <= {row_bytes} AND total <= {bytes} THEN made END, size
 FROM (SELECT made, octet_length(made) AS size, sum(octet_length(made)) OVER (ROWS UNBOUNDED PRECEDING) AS total
       FROM (SELECT CAST(row_to_json(found) AS text) AS made FROM (
 {sql}
-) AS found LIMIT {rows}) AS each) AS measured"""
+) AS found LIMIT {rows} + 1) AS each) AS measured"""
+
+
+def _checked(rows: Iterator[tuple[Any, int]]) -> list[Any]:
+    """The first column of all rows, unless they are too many or, by the second, too large."""
+    taken, total = list[Any](), 0
+    for made, length in rows:
+        total += length
+        if length > _MOST_ROW_BYTES:
+            raise RuleFailed(_LARGE_ROW)
+        if len(taken) == MOST_ROWS:
+            raise RuleFailed(_MANY)
+        if total > _MOST_BYTES:
+            raise RuleFailed(_LARGE)
+        taken.append(made)
+    return taken
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Engine
 
 from etl.config.rules import Refused, Rule, Rules, read_rules, signature
-from etl.database.restricted import GaveWay, Query, select_only
+from etl.database.restricted import GaveWay, Query, Select, selecting
 from etl.domain.rules import keyed
 from etl.errors import DatabaseError, RuleFailed
 from etl.log import get_logger
@@ -65,11 +65,15 @@ class RuleBook:
 
     def evaluate(self, rule: Rule, known: KnownRule | None = None, seal_id: int = 0) -> Evaluation:
         """What a rule finds now; nothing is written. Raises GaveWay where it was stopped, DatabaseError."""
+        with selecting(self.engine) as select:
+            return self._evaluate(select, rule, known, seal_id)
+
+    def _evaluate(self, select: Select, rule: Rule, known: KnownRule | None, seal_id: int) -> Evaluation:
         at, began, run_id = self.clock(), time.monotonic(), None
         found, error = dict[str, str](), None
         query = Query(rule.sql(at), rule.functions, self.timeout.total_seconds(), self.stopped)
         try:
-            rows, run_id = self._patiently(query)
+            rows, run_id = self._patiently(select, query)
             found = keyed(rows, rule.key)
         except (RuleFailed, ValueError) as failed:
             error = str(failed)
@@ -78,11 +82,11 @@ class RuleBook:
             rule.name, rule.title, rule.severity, rule.text, after, at, seal_id, took_ms, run_id, found, error
         )
 
-    def _patiently(self, query: Query) -> Any:
+    def _patiently(self, select: Select, query: Query) -> Any:
         """Begin again while a run has to write, for some time."""
         for _ in range(_TRIES):
             try:
-                return select_only(self.engine, query, LAST_RUN)
+                return select(query, LAST_RUN)
             except GaveWay:
                 if self.stopped():
                     raise
@@ -108,16 +112,17 @@ class RuleBook:
         waiting = sorted(wanted, key=lambda rule: _evaluated_at(known.get(rule.name)))
         done, unchanged = list[str](), list[Evaluation]()
         try:
-            while waiting and go_on():
-                rule = waiting.pop(0)
-                began = time.monotonic()
-                made = self.evaluate(rule, known.get(rule.name), seal_id)
-                if self._is_unchanged(made, known.get(rule.name)):
-                    unchanged.append(made)
-                else:
-                    self._write(made)
-                done.append(rule.name)
-                self.rest(time.monotonic() - began)
+            with selecting(self.engine) as select:
+                while waiting and go_on():
+                    rule = waiting.pop(0)
+                    began = time.monotonic()
+                    made = self._evaluate(select, rule, known.get(rule.name), seal_id)
+                    if self._is_unchanged(made, known.get(rule.name)):
+                        unchanged.append(made)
+                    else:
+                        self._write(made)
+                    done.append(rule.name)
+                    self.rest(time.monotonic() - began)
         except GaveWay:
             waiting.insert(0, rule)
         if unchanged:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from etl.config.rules import MOST_RULES, read_rule, read_rules
+from etl.config.rules import MOST_RULES, read_rule, read_rules, signature
 from etl.domain.rules import Changes, Found, compared, keyed
 from etl.errors import ConfigError
 
@@ -57,6 +57,8 @@ REFUSED = {
     f"{TITLE}SELECT 1 INTO x": f":2: has the word INTO: {ONLY}, which only reads",
     f"{TITLE}SELECT 1 FROM x FOR UPDATE": f":2: has the word UPDATE: {ONLY}, which only reads",
     f"{TITLE}ATTACH 'x' AS y": f':2: begins with "ATTACH": {ONLY}',
+    f"{TITLE}SELECT 1) AS a,\n(SELECT 2": ":2: has a ) too many",
+    f"{TITLE}SELECT (1": ":2: has a ( that is not closed",
     f"{TITLE}SELECT 'a": ":2: a quotation is not closed",
     f'{TITLE}SELECT "a': ":2: a quotation is not closed",
     f"{TITLE}SELECT 1\n/* a": ":3: a comment is not closed",
@@ -107,9 +109,21 @@ def test_a_file_that_cannot_be_used_stops_no_other(tmp_path: Path) -> None:
     )
     for number in range(MOST_RULES):
         (folder / f"a{number}.sql").write_text(f"{TITLE}SELECT 1")
-    assert len(read_rules(folder).usable) <= MOST_RULES
+    found = read_rules(folder)
+    assert len(found.usable) + len(found.refused) == MOST_RULES + 2
+    assert "files of rules" in found.refused[-1].problem.message
     (tmp_path / "file").touch()
     assert read_rules(tmp_path / "file").refused[0].problem.message.startswith("the folder of rules cannot be read")
+
+
+def test_a_link_that_leads_nowhere_hides_no_change_of_another_file(tmp_path: Path) -> None:
+    assert signature(tmp_path) == ()
+    (tmp_path / "a.sql").symlink_to(tmp_path / "a.sql")
+    seen = [signature(tmp_path)]
+    for text in ("SELECT 1", "SELECT 11"):
+        (tmp_path / "b.sql").write_text(text)
+        seen.append(signature(tmp_path))
+    assert len({*seen, ()}) == 4
 
 
 @pytest.mark.parametrize(
