@@ -34,7 +34,7 @@ def test_receivers_are_read_and_their_addresses_print_as_stars(tmp_path: Path) -
     settings = settings_of(tmp_path, two)
     first, second = settings.notify
     assert [url.reveal() for url in first.urls] == [URL]
-    assert first.on == ("cycle_changed", "removed", "held", "failed", "overdue")
+    assert first.on == ("cycle_changed", "removed", "held", "failed", "overdue", "rule_broken", "rule_mended")
     assert [url.reveal() for url in second.urls] == ["slack://canary/1/2", "mailto://canary@example.com"]
     assert (second.on, second.orgs) == (("held",), ("o1",))
     assert "canary" not in f"{settings!r}"
