@@ -64,7 +64,7 @@ class Comparison(NamedTuple):
         """Why the two cannot be compared: words, and the moment that they end with."""
         for each in (self.old, self.new):
             if self.first_look is None:
-                return "nobody has looked yet", None
+                return "no list to compare was observed yet", None
             if each.at < self.first_look:
                 return "the first look was at", self.first_look
             if each.lists == each.not_known:

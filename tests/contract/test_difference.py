@@ -191,7 +191,8 @@ def test_two_moments_say_how_well_they_are_known_and_why_they_cannot_be_compared
         assert rooms.compared(user, old=old, new=new)[0].refusal == (words, began + seconds * SECOND)
     assert rooms.compared(new=4)[0].refusal is None
     with reading(engine) as connection:
-        assert of_organisation(connection, "o2", *rooms.moments[:2]).refusal == ("nobody has looked yet", None)
+        refusal = of_organisation(connection, "o2", *rooms.moments[:2]).refusal
+    assert refusal == ("no list to compare was observed yet", None)
 
 
 def test_a_review_has_a_row_for_each_user_and_workflow_and_for_each_list_without_any(engine: Engine) -> None:
