@@ -160,7 +160,7 @@ class RuleBook:
 
     def _refuse(self, refused: Refused, known: KnownRule | None) -> None:
         """A file that is no rule: nobody can say what it finds. With its repair its text is another."""
-        error = str(refused.problem)
+        error = f"is refused: {refused.problem}"
         if known is not None and known.error == error:
             return
         title, severity = (known.title, known.severity) if known else (refused.name, "warning")

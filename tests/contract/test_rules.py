@@ -242,7 +242,7 @@ def test_a_file_that_becomes_no_rule_keeps_its_findings_until_it_is_one_again(si
     known = site.evaluate()
     site.rule("rule", "SELECT 1 AS n; SELECT 2")
     assert site.evaluate() == known
-    assert str(site.errors()["rule"]).startswith(f"{site.folder / 'rule.sql'}:2: has a second statement")
+    assert str(site.errors()["rule"]).startswith(f"is refused: {site.folder / 'rule.sql'}:2: has a second statement")
     site.rule("rule", "SELECT 1 AS n")
     assert site.evaluate() == known
     assert site.errors() == {"rule": None}
