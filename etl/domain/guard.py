@@ -12,12 +12,11 @@ import datetime as dt
 import math
 from collections.abc import Collection, Iterable, Mapping, Set
 from fractions import Fraction
-from itertools import filterfalse
 from typing import Final, Literal
 
 import msgspec
 
-from etl.domain.diff import differing
+from etl.domain.diff import Difference
 from etl.domain.kinds import ATTRIBUTE_OF, ChangeKind
 from etl.domain.model import Doubt, Flow, State
 
@@ -61,12 +60,12 @@ class Decision(msgspec.Struct, frozen=True):
 # ------------------------------------------------------------------------------------------------ one target's answer
 
 
-def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits) -> Decision:
-    """Decide about the flow_ids ``known`` so far, those of them ``missing`` (held) already, and those ``answered``."""
-    absent = frozenset(filterfalse(answered.__contains__, known))  # no copy of a large list, as known - answered makes
-    if _over_limit(len(absent), len(known), limits):  # 4
-        brought = len(answered - known)
-        if not _over_limit(brought, len(known), limits):
+def weigh(difference: Difference, missing: Set[str], limits: Limits) -> Decision:
+    """Decide about the removals of an answer; ``missing`` are those that are held already."""
+    known, absent = difference.known, frozenset(difference.absent)
+    if _over_limit(len(absent), known, limits):  # 4
+        brought = len(difference.added)
+        if not _over_limit(brought, known, limits):
             return hold(known, absent)
         reason = f"looks like another list: {_missing_of(absent, known)}, {brought} are new"
         return Decision(absent, whole=True, reason=reason)
@@ -75,18 +74,18 @@ def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits
     return msgspec.structs.replace(decision, removes=removes, uncertain=removes > 0)  # 3, 5
 
 
-def weigh_first(answered: Set[str]) -> Decision:
+def weigh_first(difference: Difference) -> Decision:
     """Decide about the first answer of a target: there is nothing to lose yet, but an empty list is uncertain."""
-    return Decision(uncertain=not answered)  # 1, 2
+    return Decision(uncertain=not difference.added)  # 1, 2
 
 
-def hold(known: Set[str], absent: Set[str]) -> Decision:
-    """Keep everything that is ``absent``, whatever the limits say."""
+def hold(known: int, absent: Set[str]) -> Decision:
+    """Keep everything that is ``absent`` of a list of ``known`` workflows, whatever the limits say."""
     return Decision(absent, reason=_missing_of(absent, known) if absent else "")
 
 
-def _missing_of(absent: Set[str], known: Set[str]) -> str:
-    return f"{len(absent)} of {len(known)} workflows are missing"
+def _missing_of(absent: Collection[str], known: int) -> str:
+    return f"{len(absent)} of {known} workflows are missing"
 
 
 def _over_limit(count: int, total: int, limits: Limits) -> bool:
@@ -94,21 +93,22 @@ def _over_limit(count: int, total: int, limits: Limits) -> bool:
 
 
 def weigh_changes(
-    of_removals: Decision, state: State, answered: Mapping[str, Flow], limits: Limits, second: Sums | None
+    of_removals: Decision, difference: Difference, held: Set[Doubt], limits: Limits, second: Sums | None
 ) -> Decision:
     """Add what the changes of name, cycle and editability mean to a decision about the removals of the same answer.
 
-    ``second``: the sums of the organisation, by kind, where this is a second answer.
+    ``held``: the changes that are held already. ``second``: the sums of the organisation, by kind, where this is a
+    second answer.
     """
-    changes, both = changes_between(state.flows, answered), sum(map(answered.__contains__, state.flows))
+    changes, both = _changes_by_kind(difference), difference.both
     many = {k for k, found in changes.items() if found and len(found) >= share_of(limits.max_changed_share, both)}
-    lasting = {kind for kind, found in changes.items() if _any_lasts(found, state.doubted)}  # C6, C7
+    lasting = {kind for kind, found in changes.items() if _any_lasts(found, held)}  # C6, C7
     over = {kind for kind in many if len(changes[kind]) >= limits.min_changed}  # C3
     together = {kind for kind in many if second and kind in second and second[kind].ruling == "hold"}  # C4, C5
     if lasting or (second is not None and (over or together)):
         doubted = [kind for kind in changes if kind in lasting | over | together]
-        absent = state.flows.keys() - answered.keys()  # C8
-        reasons = [_missing_of(absent, state.flows.keys())] if absent else []
+        absent = frozenset(difference.absent)  # C8
+        reasons = [_missing_of(absent, difference.known)] if absent else []
         reasons += [_changed_of(kind, changes[kind], both) for kind in doubted]
         reasons += [_together(second[kind]) for kind in together - over if second]
         return Decision(absent, _union(changes, doubted), whole=True, reason="; ".join(reasons))
@@ -120,16 +120,16 @@ def weigh_changes(
 Sums = Mapping[ChangeKind, "Sum"]
 
 
-def changes_between(known: Mapping[str, Flow], answered: Mapping[str, Flow]) -> dict[ChangeKind, frozenset[Doubt]]:
-    """The changes of the workflows that both lists have, by kind."""
-    found: dict[ChangeKind, set[Doubt]] = {kind: set() for kind in ATTRIBUTE_OF}
-    for flow_id, before in differing(known, answered):
-        if (after := answered.get(flow_id)) is not None:
-            for kind, attribute in ATTRIBUTE_OF.items():
-                new = getattr(after, attribute)
-                if new != getattr(before, attribute):
-                    found[kind].add(Doubt(flow_id, kind, new))
-    return {kind: frozenset(doubts) for kind, doubts in found.items()}
+def _changes_by_kind(difference: Difference) -> dict[ChangeKind, frozenset[Doubt]]:
+    """The changes of the workflows that both lists have."""
+    return {
+        kind: frozenset(
+            Doubt(after.flow_id, kind, new)
+            for before, after in difference.altered
+            if (new := getattr(after, attribute)) != getattr(before, attribute)
+        )
+        for kind, attribute in ATTRIBUTE_OF.items()
+    }
 
 
 def _union(changes: Mapping[ChangeKind, frozenset[Doubt]], kinds: Iterable[ChangeKind]) -> frozenset[Doubt]:
@@ -221,7 +221,7 @@ def ruling(removals: Sum, emptied: Sum | None) -> Ruling:
 
 
 def weigh_together(
-    own: Decision, known: Set[str], answered: Set[str], limits: Limits, removals: Sum, emptied: Sum | None = None
+    own: Decision, difference: Difference, limits: Limits, removals: Sum, emptied: Sum | None = None
 ) -> Decision:
     """Decide about a second answer of which ``own`` is the decision by itself, once it no longer waits.
 
@@ -229,15 +229,15 @@ def weigh_together(
     """
     if not own.removes or ruling(removals, emptied) == "believe":  # 10, 12
         return own
-    absent = known - answered
-    brought = len(answered - known)
-    whole = brought > 0 and brought >= share_of(limits.max_removed_share, len(known))  # 11
+    known, brought = difference.known, len(difference.added)
+    whole = brought > 0 and brought >= share_of(limits.max_removed_share, known)  # 11
     reason = f"of the {removals.total} workflows in the organisation's lists {removals.of_run} go missing in this run"
     if emptied and removals.ruling == "believe":  # 13
         reason = f"{emptied.of_run} of the run's {emptied.total} targets have become empty"
     elif removals.before:
         reason += f", and {removals.before} were removed within the {_hours(limits.window)} before"
-    return Decision(absent, whole=whole, reason=f"{_missing_of(absent, known)}; {reason}")
+    reason = f"{_missing_of(difference.absent, known)}; {reason}"
+    return Decision(frozenset(difference.absent), whole=whole, reason=reason)
 
 
 def share_of(share: float, total: int) -> Fraction:
@@ -257,13 +257,13 @@ def _hours(window: dt.timedelta) -> str:
 # ----------------------------------------------------------------------------------------------- a person's decision
 
 
-def approve(state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:
+def approve(difference: Difference, state: State, limits: Limits) -> Decision:
     """A person approved what is held: believe it, unless the answer does more of the same."""
-    absent, changes = state.flows.keys() - answered.keys(), changes_between(state.flows, answered)
+    absent, changes = frozenset(difference.absent), _changes_by_kind(difference)
     of_hold = {doubt.kind for doubt in state.doubted}
     unheld = absent - state.missing
     new = _union(changes, of_hold) - state.doubted
-    others = weigh_changes(Decision(), State(state.flows), answered, limits, {}).doubted
+    others = weigh_changes(Decision(), difference, frozenset(), limits, {}).doubted
     further = {doubt.kind for doubt in others} - of_hold
     if unheld:
         reason = f"{_some(unheld)} went missing after the hold"
@@ -276,10 +276,10 @@ def approve(state: State, answered: Mapping[str, Flow], limits: Limits) -> Decis
     return Decision(absent, _union(changes, of_hold | further), whole=True, reason=f"not approved: {reason}")  # C11
 
 
-def refuse_approval(state: State, answered: Mapping[str, Flow], code: str) -> Decision:
+def refuse_approval(difference: Difference, held: Set[Doubt], code: str) -> Decision:
     """A person approved another set than is held now: apply nothing of the answer while anything of it is held."""
-    absent, changes = state.flows.keys() - answered.keys(), changes_between(state.flows, answered)
-    doubted = _union(changes, {doubt.kind for doubt in state.doubted})
+    absent, changes = frozenset(difference.absent), _changes_by_kind(difference)
+    doubted = _union(changes, {doubt.kind for doubt in held})
     reason = f"not approved: another set is held now, with the code {code}"
     return Decision(absent, doubted, whole=True, reason=reason) if absent or doubted else Decision()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
 from etl.domain.approvals import Approval, held_set
 from etl.domain.chain import GENESIS, answer_digest_of, change_set_hash, state_digest
-from etl.domain.diff import baseline, by_id, diff
+from etl.domain.diff import Difference, baseline, by_id, changes_of, compare
 from etl.domain.guard import Decision
-from etl.domain.model import Change, ChangeSet, Fence, Flow, Issue, Outcome, Snapshot, Span, State
+from etl.domain.model import Change, ChangeSet, Fence, Issue, Outcome, Snapshot, Span, State
 
 RESOLUTION: Final = dt.timedelta(microseconds=1)
 
@@ -70,23 +69,26 @@ def decided(
     decision: Decision,
     coverage_gap: dt.timedelta,
     approval: Approval | None = None,
-    answered: Mapping[str, Flow] | None = None,
+    difference: Difference | None = None,
 ) -> Outcome:
     """What ``decision`` makes of an answer that differs from the state, or that ends or prolongs a hold.
 
-    ``snapshot.flows`` must be there; ``answered`` is the same by flow_id, where the caller has it.
+    ``snapshot.flows`` must be there; ``difference`` is that between the state and these, where the caller has it.
     Raises ValueError for a snapshot that is not the only answer of its connection: it may be another user's.
     """
     assert snapshot.flows is not None  # noqa: S101 - the caller decoded it
     if not snapshot.sole_answer:
         raise ValueError(f"the answer for {fence.target} is not the only one of its connection")
-    answer = by_id(snapshot.flows) if answered is None else answered
-    answer_digest = answer_digest_of(snapshot)
+    difference = difference or compare(state.flows, by_id(snapshot.flows))
+    answer_digest, digest = answer_digest_of(snapshot), None
     times = observation_times(fence, snapshot.asked_at, snapshot.observed_at)
-    after = _after(state, answer, decision)
-    changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
-    digest = answer_digest if after is answer else state_digest(after.values())
-    change_set = _change_set(fence, state, snapshot, times, digest, changes, approval)
+    if fence.version == 0:
+        changes = baseline(difference.added)
+    else:
+        changes = [] if decision.whole else changes_of(difference, decision.held)
+    if changes and decision.held:
+        digest = state_digest([*snapshot.flows, *map(difference.absent.__getitem__, decision.held)])
+    change_set = _change_set(fence, state, snapshot, times, digest or answer_digest, changes, approval)
     held = bool(decision.held or decision.doubted)
     span, extends = (None, False) if held else _next_span(fence, times, coverage_gap, new_version=bool(change_set))
     return Outcome(
@@ -100,7 +102,7 @@ def decided(
         data_hash=snapshot.data_hash,
         change_set=change_set,
         hash=change_set_hash(fence.head_hash or GENESIS, change_set) if change_set else None,
-        flow_count=len(after),
+        flow_count=difference.known if decision.whole else len(snapshot.flows) + len(decision.held),
         missing=decision.held,
         missing_before=state.missing,
         doubted=decision.doubted,
@@ -109,14 +111,6 @@ def decided(
         clock_went_back=times.clock_went_back,
         kept=snapshot.kept if held or change_set or fence.held else None,
     )
-
-
-def _after(state: State, answer: Mapping[str, Flow], decision: Decision) -> Mapping[str, Flow]:
-    if decision.whole:
-        return state.flows
-    if not decision.held:
-        return answer
-    return {**answer, **{flow_id: state.flows[flow_id] for flow_id in decision.held}}
 
 
 def _change_set(

@@ -10,10 +10,10 @@ import msgspec
 
 from etl.domain import guard, verdict
 from etl.domain.approvals import Approval, code, held_set
-from etl.domain.diff import by_id
+from etl.domain.diff import Difference, by_id, compare
 from etl.domain.guard import WAITING_FLOWS, Decision, Limits, Sum
 from etl.domain.kinds import ChangeKind
-from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
+from etl.domain.model import Doubt, Fence, Outcome, Snapshot, State, Target
 from etl.errors import Malformed
 from etl.store import Removals
 from etl.sync.removals import BatchRemovals, Deferred, PendingAnswer, SecondAnswers
@@ -26,7 +26,7 @@ class AssessedAnswer(NamedTuple):
     fence: Fence
     state: State
     snapshot: Snapshot
-    answered: Mapping[str, Flow]
+    difference: Difference
     decision: Decision
 
     @property
@@ -85,15 +85,15 @@ class Decider:
         assessed = []
         for fence, state, snapshot in differing:
             lost = guard.keys_lost(state.flows, snapshot.flows or (), snapshot.absent)
-            answered = by_id(snapshot.flows or ())
-            decision = self._decide(fence, state, answered)
+            difference = compare(state.flows, by_id(snapshot.flows or ()))
+            decision = self._decide(fence, state, difference)
             if lost and snapshot.sole_answer:
                 message = f"the answer is not what Get My Flow promises: {lost}"
                 yield verdict.failed(fence, Malformed(message, code="malformed", attempts=snapshot.attempts))
             else:
                 many = frozenset[Doubt]() if lost else decision.many  # K1: a key that is lost changes nothing
                 decision = msgspec.structs.replace(decision, many=many)
-                assessed.append(AssessedAnswer(fence, state, snapshot, answered, decision))
+                assessed.append(AssessedAnswer(fence, state, snapshot, difference, decision))
         if self._sums is None:
             yield from self._first_outcomes(assessed)
         else:
@@ -103,8 +103,8 @@ class Decider:
         """The outcomes of pending answers that can be decided now."""
         assert self._sums is not None  # noqa: S101 - only second answers wait
         for state, (fence, snapshot) in waiting:
-            answered = by_id(snapshot.flows or ())
-            each = AssessedAnswer(fence, state, snapshot, answered, self._decide(fence, state, answered))
+            difference = compare(state.flows, by_id(snapshot.flows or ()))
+            each = AssessedAnswer(fence, state, snapshot, difference, self._decide(fence, state, difference))
             yield self._weighed(each, *self._sums.against(each.fence.target, each.emptied))
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
@@ -124,16 +124,16 @@ class Decider:
 
     # ------------------------------------------------------------------------------------------------------ answers
 
-    def _decide(self, fence: Fence, state: State, answered: Mapping[str, Flow]) -> Decision:
+    def _decide(self, fence: Fence, state: State, difference: Difference) -> Decision:
         if fence.version == 0:
-            return guard.weigh_first(answered.keys())
+            return guard.weigh_first(difference)
         if self._options.approval is not None:
-            return _approve(self._options.approval, fence, state, answered, self._limits)
-        of_removals = guard.weigh(state.flows.keys(), state.missing, answered.keys(), self._limits)
+            return _approve(self._options.approval, fence, state, difference, self._limits)
+        of_removals = guard.weigh(difference, state.missing, self._limits)
         second = None
         if self._options.second is not None:
             second = {} if fence.target.is_directory else self._options.second.changes.get(fence.target.org_id, {})
-        return guard.weigh_changes(of_removals, state, answered, self._limits, second)
+        return guard.weigh_changes(of_removals, difference, state.doubted, self._limits, second)
 
     def _first_outcomes(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
         for each in assessed:
@@ -168,19 +168,19 @@ class Decider:
     # ----------------------------------------------------------------------------------------------------- outcomes
 
     def _weighed(self, assessed: AssessedAnswer, removals: Sum, emptied: Sum | None = None) -> Outcome:
-        known, own = assessed.state.flows.keys(), assessed.decision
-        decision = guard.weigh_together(own, known, assessed.answered.keys(), self._limits, removals, emptied)
+        decision = guard.weigh_together(assessed.decision, assessed.difference, self._limits, removals, emptied)
         if decision.removes and not assessed.fence.target.is_directory:
             self._removing[assessed.fence.target_id] = assessed
         return self._outcome(assessed, decision)
 
     def _outcome(self, assessed: AssessedAnswer, decision: Decision) -> Outcome:
-        fence, state, snapshot, answered, _ = assessed
-        return verdict.decided(fence, state, snapshot, decision, fence.coverage_gap, self._options.approval, answered)
+        fence, state, snapshot, difference, _ = assessed
+        gap, approval = fence.coverage_gap, self._options.approval
+        return verdict.decided(fence, state, snapshot, decision, gap, approval, difference)
 
 
-def _approve(approval: Approval, fence: Fence, state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:
+def _approve(approval: Approval, fence: Fence, state: State, difference: Difference, limits: Limits) -> Decision:
     held = held_set(fence.target, fence.held_since, state.missing, state.doubted)
     if approval.covers(fence.target, held.scope):
-        return guard.approve(state, answered, limits)
-    return guard.refuse_approval(state, answered, code(held.scope))
+        return guard.approve(difference, state, limits)
+    return guard.refuse_approval(difference, state.doubted, code(held.scope))

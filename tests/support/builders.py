@@ -18,7 +18,7 @@ from etl.database import reading, writing
 from etl.domain import guard, verdict
 from etl.domain.approvals import Approval
 from etl.domain.chain import state_digest
-from etl.domain.diff import Flows
+from etl.domain.diff import Flows, compare
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.model import Change, Fence, Flow, Origin, Outcome, Snapshot, Span, Target
 from etl.errors import Refused
@@ -151,10 +151,10 @@ def judged(
     if before.version and not before.held and state_digest(answer.flows) == before.answer_digest:
         return verdict.unchanged(before, answer, gap)
     state = store.states([before.target_id])[before.target_id]
-    answered = {each.flow_id for each in answer.flows}
-    weighed = guard.weigh(state.flows.keys(), state.missing, answered, limits)
+    difference = compare(state.flows, by_id(answer.flows))
+    weighed = guard.weigh(difference, state.missing, limits)
     if by is not None:
-        weighed = guard.approve(state, by_id(answer.flows), limits)
+        weighed = guard.approve(difference, state, limits)
     approval = Approval(by, None) if by is not None else None
     return verdict.decided(before, state, answer, weighed if before.version else Decision(), gap, approval)
 

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from etl.domain import guard, verdict
 from etl.domain.approvals import Approval
 from etl.domain.chain import state_digest
+from etl.domain.diff import Difference, compare
 from etl.domain.guard import Decision, Limits
 from etl.domain.model import CYCLE_LABELS, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Refused
@@ -189,7 +190,7 @@ class World:
         if fence.version and not fence.held and snapshot.data_hash == fence.answer_digest:  # a run would not judge it
             outcome = verdict.unchanged(fence, snapshot, COVERAGE_GAP)
         else:
-            decision, approval = self._decide(fence, state, answer)
+            decision, approval = self._decide(fence, state, compare(state.flows, answer))
             outcome = verdict.decided(fence, state, snapshot, decision, COVERAGE_GAP, approval)
             kept = {flow_id: state.flows[flow_id] for flow_id in decision.held}
             answer = dict(state.flows) if decision.whole else {**answer, **kept}
@@ -197,12 +198,12 @@ class World:
         oracle.answered(outcome.observed_at, answer, frozenset(outcome.missing))
         return outcome
 
-    def _decide(self, fence: Fence, state: State, answer: dict[str, Flow]) -> tuple[Decision, Approval | None]:
+    def _decide(self, fence: Fence, state: State, difference: Difference) -> tuple[Decision, Approval | None]:
         if fence.version == 0:
             return Decision(), None
         if fence.held and self.random.random() < 0.3:
-            return guard.approve(state, answer, LIMITS), Approval("auditor", None)
-        return guard.weigh(state.flows.keys(), state.missing, answer.keys(), LIMITS), None
+            return guard.approve(difference, state, LIMITS), Approval("auditor", None)
+        return guard.weigh(difference, state.missing, LIMITS), None
 
     def _snapshot(self, target: Target) -> Snapshot:
         self._change(target)
