@@ -339,3 +339,24 @@ def test_the_oracle_contradicts_a_false_event(falsify):
     for judgements in simulation.run(START + 40 * HOUR):
         liar.check([msgspec.structs.replace(j, events=[falsify(event) for event in j.events]) for j in judgements])
     assert len(liar.wrong) > 0.9 * sum(liar.counts.values()) > 50
+
+
+def test_a_loss_is_judged_by_the_users_whom_it_concerns_however_many_there_are():
+    class Counted(dict[str, User]):
+        looked_at = 0
+
+        def __getitem__(self, user_id: str) -> User:
+            self.looked_at += 1
+            return super().__getitem__(user_id)
+
+    listed, first = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=1))
+    later = Answer(after(hours=2), after(hours=2, minutes=1))
+    users = Counted({"ann": User(first, GAP), "bob": User(later, GAP)} | {str(n): User(later, GAP) for n in range(500)})
+    context = StepContext(users, after(hours=3))
+    users.looked_at = 0
+    shown = shown_to_both(listed)
+    judgement = judge(
+        context, msgspec.structs.replace(shown, changes=[ListingChange("ann", LISTED, None, listed, first)])
+    )
+    assert [event.kind for event in judgement.events] == ["access_lost"]
+    assert users.looked_at < 50

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, takewhile
 from typing import Final, Literal, NamedTuple, get_args
 
 from etl.domain.model import latest_of
@@ -80,6 +81,8 @@ class Evidence:
         self.held = workflow.held
         self._answers = {change.user_id: change.answer for change in changes}
         self._list(workflow.listings)
+        self.concerned = {*self.listings, *self._answers, *self.held, *later} & context.active
+        """The active users of whom more is to be said than that their latest answer lacks it."""
         is_gone = self.known is not None and self.known.gone_at is not None
         self.is_visible = not is_gone and bool(self.before or self.waiting)
         self.back = list(self._back_from_silence())
@@ -108,9 +111,11 @@ class Evidence:
             return self._later[user_id] or self._answers.get(user_id)
         return self.held.get(user_id) or self.context.users[user_id].latest
 
-    def counting(self) -> Iterator[str]:
-        """The active users who count in this round."""
-        return (user_id for user_id in self.context.active if self.latest(user_id) is not None)
+    def counting(self, asked_before: dt.datetime) -> set[str]:
+        """The active users who count in this round, but for those whose only known answer lacks it and was requested at
+        ``asked_before`` or later: in a large organisation nearly everybody."""
+        earlier = takewhile(lambda each: each[0] < asked_before, self.context.by_request)
+        return {u for u in self.concerned.union(u for _, u in earlier) if self.latest(u) is not None}
 
     def showing(self, field: ValueField, value: str | None) -> Iterator[str]:
         """The active users who list it with this name (or cycle)."""
@@ -218,7 +223,8 @@ def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | 
 
 def _earliest_without(evidence: Evidence) -> dt.datetime:
     """The earliest of everybody's latest requests that were answered without it; not of those who had left by then."""
-    given = map(evidence.asked_without, evidence.context.active)
+    given = [evidence.asked_without(user_id) for user_id in evidence.concerned]
+    given += islice((at for at, user_id in evidence.context.by_request if user_id not in evidence.concerned), 1)
     earliest = min([*(gain.asked_before for gain in evidence.gains), *(at for at in given if at is not None)])
     for left_at, user_id in evidence.context.left:
         if left_at < earliest:
@@ -248,7 +254,7 @@ class Absence:
         """A moment not later than that one."""
         shown = [answer.asked_at for _, answer, _ in evidence.answers_with_it() if answer.asked_at < self.at]
         self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
-        self.awaited = [u for u in filter(evidence.is_active, evidence.counting()) if not self._was_without(u)]
+        self.awaited = [u for u in filter(evidence.is_active, evidence.counting(self.at)) if not self._was_without(u)]
         """The active users who may have had it still, or again."""
         self.back = [entry for entry in evidence.entries if entry.answer.asked_at >= self.at]
 
@@ -262,7 +268,7 @@ class Absence:
     def is_proven(self) -> bool:
         """Whether no user can still have had it, not even one who is silent or retired, or whose removal is held."""
         context = self._evidence.context
-        others = {*self._evidence.counting(), *self._evidence.after, *context.left_since(self._shown_asked_at)}
+        others = {*self._evidence.counting(self.at), *self._evidence.after, *context.left_since(self._shown_asked_at)}
         return all(map(self._was_without, others)) and not context.has_ended_stays(self._shown_asked_at)
 
     def _was_without(self, user_id: str) -> bool:

@@ -178,6 +178,8 @@ class StepContext:
         self.active: Final = frozenset(
             user_id for user_id, user in users.items() if user.retired_at is None and user.left_at >= decided_at
         )
+        self.by_request: Final = sorted((users[user_id].latest.asked_at, user_id) for user_id in self.active)
+        """The active users by the request of their latest answer, which is all that most of them say of a workflow."""
         self.heard: Final = any(user.heard for user in users.values())
         self.unheard: Final = sum(not users[user_id].heard for user_id in self.active)
         self.last_arrival: Final = max((user.latest.arrived_at for user in users.values()), default=decided_at)
