@@ -92,6 +92,15 @@ def is_answered(server: HttpServer) -> bool:
         return answer(connection).startswith(b"HTTP/1.1 200")
 
 
+def test_the_body_of_an_answer_waits_for_no_acknowledgement_of_its_head(stack: ExitStack) -> None:
+    """asyncio sees to it only for sockets that say which protocol they speak."""
+    server = stack.enter_context(served())
+    connection = stack.enter_context(connect(server, GET))
+    assert answer(connection).startswith(b"HTTP/1.1 200")
+    (kept,) = server.connections
+    assert kept.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # ------------------------------------------------------------------------------------------------------ how many
 
 
