@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, Select, Table, bindparam, exists, fun
 from etl.database import reading
 from etl.schema import (
     GAPS_IN_NUMBERS,
+    acknowledgement,
     change_set,
     hold_event,
     observation,
@@ -24,7 +25,7 @@ from etl.schema import (
 from etl.verify.finding import Finding, shown
 from etl.verify.rows import BEFORE_ALL
 
-_READ_BY_ID: Final = (target, sync_run)
+_READ_BY_ID: Final = (acknowledgement, target, sync_run)
 """Tables that are read in pieces, each after the last id of the one before: a row with the lowest possible id would be
 left out. Both databases number from 1, so any lower id is a finding."""
 _IDS_AT_ONCE: Final = 100_000

@@ -766,7 +766,7 @@ def copied(table: str, where: str = "id = 1", **values: object) -> str:
 
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
-EARLY, LATE = "'2026-01-01 00:00:00.000000'", "'2027-01-31 00:00:00.000000'"
+EARLY, LATE = "'2026-01-01 00:00:00.000000'", f"'{dt.datetime.now(dt.UTC) + dt.timedelta(90):%Y-%m-%d %H:%M:%S.%f}'"
 INVENTED = "INSERT INTO sync_issue (run_id, target_id, verdict, message)"
 OPEN_SPAN = "WHERE id = (SELECT observation_id FROM target WHERE user_id = 'u000')"
 STRETCHED = f"UPDATE observation SET last_at = {LATE}, last_asked_at = {LATE}, observations = 9"
@@ -814,6 +814,10 @@ IN_DATABASE = {
     "a revocation removed": InDatabase(
         "DELETE FROM acknowledgement WHERE revokes = 2",
         "run 5 (seal 5): run_seal.acknowledgements_digest", "run 5 (seal 5): acknowledgements_digest"),
+    "an acknowledgement with the lowest number of all": InDatabase(
+        copied("acknowledgement", "id = 1", id=LOWEST),
+        f"acknowledgement.id should be numbered from 1, but is numbered from {LOWEST}",
+        "run 4 (seal 4): acknowledgements_digest"),
     "an acknowledgement that the head does not know": InDatabase(
         copied("acknowledgement", id=4, made_at=LATE), "trail.acknowledged_at should be"),
     "pruned issues are not told": InDatabase(
