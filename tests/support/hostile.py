@@ -135,7 +135,8 @@ class Hostile:
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    # Not SSLSocket's own: its thread would then read what is left of TLS as a request.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def _start(self, work: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=work, args=args, daemon=True)

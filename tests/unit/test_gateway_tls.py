@@ -17,6 +17,7 @@ import pytest
 
 from etl.errors import ConfigError, GatewayUnreachable, Interrupted
 from etl.gateway import Gateway
+from etl.gateway.recording import Exchange
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange, settings_for
 from tests.support.hostile import NO_OPENSSL, Certificates, Hostile, Peer, Step, answer, http, then
 
@@ -39,9 +40,13 @@ def bundle(certificates: Certificates) -> str:
 
 
 def test_a_gateway_that_the_bundle_vouches_for_is_asked_over_kept_connections(good: SSLContext, bundle: str) -> None:
-    with Hostile(tls=good) as server, gateway(server, ca_bundle=bundle, auth="token") as client:
-        for _ in range(3):
-            client.fetch(TARGET)
+    exchanges: list[Exchange] = []
+    with Hostile(tls=good) as server:
+        settings = settings_for(server.url, ca_bundle=bundle, auth="token")
+        with Gateway(settings, exchanged=exchanges.append) as client:
+            for _ in range(3):
+                client.fetch(TARGET)
+    assert [exchange.error_code for exchange in exchanges] == [None] * 4
     assert [request.connection for request in server.requests] == [0, 1, 1, 1]
     assert server.requests[0].headers["connection"] == "close"
     assert len(server.flow_requests) == 3
