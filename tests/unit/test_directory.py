@@ -123,16 +123,16 @@ def test_a_tree_of_a_hundred_thousand_is_read_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"),
+    ("fault", "message"),
     [
-        (Fault("cut", times=None, endpoint="directory", share=0.5), "truncated"),
-        (Fault("outage", times=None, endpoint="directory"), "connection"),
-        (Fault("code", times=None, endpoint="directory", code=62101), "62101"),
-        (Fault("raw", times=None, endpoint="directory", body=b'{"code":0,"data":[{"children":['), "truncated"),
+        (Fault("cut", times=None, endpoint="directory", share=0.5), "is cut short"),
+        (Fault("outage", times=None, endpoint="directory"), "closed the connection"),
+        (Fault("code", times=None, endpoint="directory", code=62101), "EnOS answers 62101"),
+        (Fault("raw", times=None, endpoint="directory", body=b'{"code":0,"data":[{"children":['), "is cut short"),
     ],
 )
 @pytest.mark.parametrize("release", ["v2.1", "v2.0"])
-def test_a_cut_tree_or_none_is_an_error(fault: Fault, code: str, release: Any) -> None:
+def test_a_cut_tree_or_none_is_an_error(fault: Fault, message: str, release: Any) -> None:
     world = World(1, flows=20)
     org = world.orgs()[0]
     with (
@@ -146,6 +146,5 @@ def test_a_cut_tree_or_none_is_an_error(fault: Fault, code: str, release: Any) -
         local.directory_shape = DirectoryShape(key=float)
         assert gateway.fetch(**ask).flows == whole.flows  # type: ignore[arg-type]
         local.order(fault)
-        with pytest.raises(GatewayError) as caught:
+        with pytest.raises(GatewayError, match=message):
             gateway.fetch(**ask)  # type: ignore[arg-type]
-    assert caught.value.code == code
