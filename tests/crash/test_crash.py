@@ -51,9 +51,8 @@ def test_wherever_the_program_dies_nothing_is_lost_or_invented(postgres: local_p
     """It kills itself before or after a statement, a request or a COMMIT; afterwards everything is as it should be."""
 
     def die(made: Place, server: local_postgres.Server | None) -> list[str]:
-        rng, count = (random.Random(1), 2) if server is None else (random.Random(2), 1)
-        kill = Strike("kill")
-        each = (swept(made, scenario, kill, some_points(rng, LIKELY_POINTS, count)) for scenario in SCENARIOS)
+        rng, kill = random.Random(1 if server is None else 2), Strike("kill")
+        each = (swept(made, scenario, kill, some_points(rng, LIKELY_POINTS, 1)) for scenario in SCENARIOS)
         return [finding for trials in each for finding in found_in(trials)]
 
     assert on_both(postgres, die) == []
@@ -71,7 +70,7 @@ def test_any_failure_beneath_the_program_ends_in_one_sentence_and_it_goes_on(pos
                 few = disturbance.name.startswith(
                     ("outage", "cut once", "cut for", "interim", "twice", "disk", "pages")
                 )
-                points = some_points(rng, range(1, 5) if few else range(8, 55), 2)
+                points = some_points(rng, range(1, 5) if few else range(8, 55), 1)
                 if isinstance(disturbance, Hostile):
                     points = disturbance.all_at_once
                 found += found_in(swept(made, scenario, disturbance, points))
