@@ -127,9 +127,17 @@ class Oracle:
 
     def _width(self, event: Event) -> str | None:
         narrowest = self._narrowest(event)
-        if (event.last_unchanged_at, event.observed_at) == narrowest:
+        if (event.last_unchanged_at, event.observed_at) == narrowest or self._went_back(event):
             return None
         return f"the narrowest interval is {narrowest}"
+
+    def _went_back(self, event: Event) -> bool:
+        """Whether the old name or cycle has returned since: of answers that are alike, the latest alone is kept."""
+        if event.kind not in ("renamed", "cycle_changed"):
+            return False
+        attribute, old = ("names", event.old.name) if event.kind == "renamed" else ("cycles", event.old.cycle)
+        values = self.simulation.world.values(event.flow_id, attribute, event.last_unchanged_at, self.simulation.now)
+        return old in values[values.index(old) + 1 :]
 
     def _narrowest(self, event: Event) -> tuple[Moment, Moment]:
         shows = partial(_shows, event.flow_id)
